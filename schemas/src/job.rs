@@ -1,0 +1,147 @@
+//! What a producer writes: a JSON object.
+
+use std::{borrow::Cow, collections::BTreeMap};
+
+use serde::{Deserialize, Serialize};
+
+/// A job as its producer wrote it. Nothing in it is checked but its shape: names become checked types at admission.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Job<'a> {
+    /// The producer's name for the job, 1 to 256 bytes; it may repeat. The CloudEvents header `ce_id` stands in for it.
+    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    pub id: Option<Cow<'a, str>>,
+    /// Whose job it is. It may be left out on a tenant's own topic, whose name says it.
+    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<Cow<'a, str>>,
+    /// The model to run, by the name that the configuration gives it.
+    #[serde(borrow)]
+    pub model: Cow<'a, str>,
+    /// The text to run it on.
+    #[serde(borrow)]
+    pub input: Cow<'a, str>,
+    /// The second text, for a model that compares two.
+    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    pub text_pair: Option<Cow<'a, str>>,
+    /// How urgent the job is among the jobs of its tenant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub priority: Option<Priority>,
+    /// When the answer stops being of use: a time in RFC 3339, such as `2026-11-24T12:00:00Z`.
+    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    pub deadline: Option<Cow<'a, str>>,
+    /// Anything that the tenant wants to find again beside the result and on the bill.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// How urgent a job is among the jobs of its tenant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Priority {
+    /// After the others.
+    Low,
+    /// The default.
+    Normal,
+    /// Before the others.
+    High,
+}
+
+impl<'a> Job<'a> {
+    /// Reads a job from the value of a record.
+    ///
+    /// # Errors
+    /// What is wrong and at which line and column: broken JSON, invalid UTF-8, a missing, repeated, unknown or wrongly
+    /// typed field.
+    pub fn decode(value: &'a [u8]) -> Result<Self, serde_json::Error> {
+        serde_json::from_slice(value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_committed_json_schema_of_a_job_is_current() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/job.schema.json");
+        let mut current = serde_json::to_string_pretty(&schemars::schema_for!(Job)).unwrap();
+        current.push('\n');
+        if std::env::var_os("UPDATE_GOLDEN").is_some() {
+            std::fs::write(path, &current).unwrap();
+        }
+        let committed = std::fs::read_to_string(path).unwrap_or_default();
+        assert_eq!(
+            committed, current,
+            "run the test with UPDATE_GOLDEN=1 to write {path}"
+        );
+    }
+
+    #[test]
+    fn each_mistake_in_a_job_is_named_with_its_position() {
+        let deep = format!("{}{}", r#"{"model":"m","input":"#, "[".repeat(5_000));
+        for (value, complaint) in [
+            (r#"{"model":"m","input":"a"#, "EOF while parsing a string"),
+            (r#"{"model":"m"}"#, "missing field `input`"),
+            (r#"{"model":"m","input":7}"#, "invalid type: integer `7`"),
+            (
+                r#"{"model":"m","input":"a","input":"b"}"#,
+                "duplicate field `input`",
+            ),
+            (r#"{"model":"m","imput":"a"}"#, "unknown field `imput`"),
+            (
+                r#"{"model":"m","input":"\ud800"}"#,
+                "unexpected end of hex escape",
+            ),
+            (r#"[1,2]"#, "invalid type"),
+            (r#"{"model":"m","input":"a"} x"#, "trailing characters"),
+            (
+                r#"{"model":"m","input":"a","labels":{"k":1}}"#,
+                "invalid type: integer `1`",
+            ),
+            ("", "EOF while parsing a value"),
+            (deep.as_str(), "invalid type: sequence"),
+        ] {
+            let error = Job::decode(value.as_bytes()).unwrap_err().to_string();
+            assert!(error.contains(complaint), "`{value:.60}`: {error}");
+            assert!(error.contains("at line 1 column"), "`{value:.60}`: {error}");
+        }
+        let error = Job::decode(b"{\"model\":\"m\",\"input\":\"\xff\"}").unwrap_err();
+        assert!(
+            error.to_string().contains("invalid unicode code point"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_nul_and_an_escape_in_a_text_are_kept() {
+        let job = Job::decode(br#"{"model":"m","input":"a\u0000b\n\"c\""}"#).unwrap();
+        assert_eq!(job.input, "a\0b\n\"c\"");
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_a_job_or_an_error_but_never_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Job::decode(&bytes);
+        }
+
+        #[test]
+        fn a_job_survives_its_encoding(id in any::<String>(), input in any::<String>(), value in any::<String>()) {
+            let job = Job {
+                id: Some(id.into()),
+                tenant: None,
+                model: "m".into(),
+                input: input.into(),
+                text_pair: None,
+                priority: Some(Priority::High),
+                deadline: None,
+                labels: BTreeMap::from([("k".to_owned(), value)]),
+            };
+            let bytes = serde_json::to_vec(&job).unwrap();
+            prop_assert_eq!(Job::decode(&bytes).unwrap(), job);
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! The words that Tributary's services say to each other, and the tables that its readers see.
+//!
+//! ```text
+//! Job ─▶ ingest ─▶ AdmittedJob ─▶ processor ─▶ Outcome ─▶ sink ─▶ tables: results, costs
+//! ```
+//!
+//! Everything here is a value: no I/O, no clock, no Kafka, no model. Names that reach a path, a topic or a bill are
+//! checked newtypes ([`Tenant`], [`Pool`], [`ModelName`], [`TopicName`]), so a value of such a type is proof of the
+//! check. Records that cross a topic are versioned ([`Record`]) and held to golden files.
+
+mod admitted;
+mod job;
+mod names;
+mod origin;
+mod outcome;
+mod policy;
+mod record;
+pub mod tables;
+mod topic;
+
+pub use admitted::AdmittedJob;
+pub use job::{Job, Priority};
+pub use names::{InvalidName, JobId, ModelName, Pool, Tenant};
+pub use origin::{Origin, Route};
+pub use outcome::{Cost, DeviceShare, Digest, Outcome, Reason, ReasonCode, Run, Task, Verdict};
+pub use policy::{ModelTerms, Policies, TenantPolicy};
+pub use record::{DecodeError, Record};
+pub use topic::{Door, TopicId, TopicName, TopicNames};

@@ -1,0 +1,235 @@
+//! Checked names: what a record claims becomes one of these, or it reaches no path, no topic and no bill.
+
+use std::{fmt, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+
+/// A name that breaks its rule, with the rule.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{kind} `{}` is not a valid name: it must {rule}", .name.escape_default())]
+pub struct InvalidName {
+    /// What the name was meant for, such as `tenant`.
+    pub kind: &'static str,
+    /// The name as it came, shortened to 100 characters.
+    pub name: String,
+    /// What a valid name looks like, as a phrase after "it must".
+    pub rule: &'static str,
+}
+
+impl InvalidName {
+    pub(crate) fn new(kind: &'static str, name: &str, rule: &'static str) -> Self {
+        Self {
+            kind,
+            name: name.chars().take(100).collect(),
+            rule,
+        }
+    }
+}
+
+macro_rules! name {
+    ($(#[$doc:meta])* $type:ident, $kind:literal, $valid:ident, $rule:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String")]
+        pub struct $type(Arc<str>);
+
+        impl $type {
+            /// Checks `name` against the rule of this type.
+            ///
+            /// # Errors
+            /// [`InvalidName`], which states the rule.
+            pub fn new(name: &str) -> Result<Self, InvalidName> {
+                if $valid(name) { Ok(Self(name.into())) } else { Err(InvalidName::new($kind, name, $rule)) }
+            }
+
+            /// The name as text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl TryFrom<String> for $type {
+            type Error = InvalidName;
+
+            fn try_from(name: String) -> Result<Self, InvalidName> {
+                Self::new(&name)
+            }
+        }
+
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{}({:?})", stringify!($type), &*self.0)
+            }
+        }
+    };
+}
+pub(crate) use name;
+
+name!(
+    /// Whose job it is. The alphabet is narrow on purpose: a tenant is part of topic names and of directory names
+    /// `tenant=<t>`, which Polars and pyarrow would read as a number were `007` allowed.
+    Tenant,
+    "tenant",
+    is_slug,
+    "match [a-z][a-z0-9-]{0,62}"
+);
+
+name!(
+    /// A set of processors that serve the same tenants. `shared` is the common one.
+    Pool,
+    "pool",
+    is_slug,
+    "match [a-z][a-z0-9-]{0,62}"
+);
+
+name!(
+    /// What a job calls the model that it wants; the configuration says where that model comes from.
+    ModelName,
+    "model",
+    is_model_name,
+    "match [a-z0-9][a-z0-9._-]{0,62}"
+);
+
+name!(
+    /// The producer's own name for a job. It may repeat: a job is identified by its origin.
+    JobId,
+    "job id",
+    is_job_id,
+    "have 1 to 256 bytes and no control characters"
+);
+
+const UNCLAIMED: &str = "unclaimed";
+
+impl Tenant {
+    /// The reserved tenant that owns the outcomes of jobs whose claimed tenant is not known.
+    pub fn unclaimed() -> Self {
+        Self(UNCLAIMED.into())
+    }
+
+    /// Whether this is the reserved tenant.
+    pub fn is_unclaimed(&self) -> bool {
+        self.as_str() == UNCLAIMED
+    }
+}
+
+impl Default for Pool {
+    /// `shared`, the common pool.
+    fn default() -> Self {
+        Self("shared".into())
+    }
+}
+
+impl JobId {
+    /// The nearest valid id, for the outcome that says that `claimed` was not one: control characters become `\u{fffd}`,
+    /// the end is cut, and an empty id becomes `-`.
+    pub fn nearest(claimed: &str) -> Self {
+        let mut id = String::new();
+        for c in claimed.chars().map(|c| {
+            if c.is_control() {
+                char::REPLACEMENT_CHARACTER
+            } else {
+                c
+            }
+        }) {
+            if id.len() + c.len_utf8() > JOB_ID_BYTES_MAX {
+                break;
+            }
+            id.push(c);
+        }
+        if id.is_empty() {
+            id.push('-');
+        }
+        Self(id.into())
+    }
+}
+
+const JOB_ID_BYTES_MAX: usize = 256;
+const NAME_BYTES_MAX: usize = 63;
+
+fn is_slug(name: &str) -> bool {
+    name.len() <= NAME_BYTES_MAX
+        && name.starts_with(|c: char| c.is_ascii_lowercase())
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+}
+
+fn is_model_name(name: &str) -> bool {
+    let alphanumeric = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    name.len() <= NAME_BYTES_MAX
+        && name.bytes().next().is_some_and(alphanumeric)
+        && name
+            .bytes()
+            .all(|b| alphanumeric(b) || matches!(b, b'.' | b'_' | b'-'))
+}
+
+fn is_job_id(id: &str) -> bool {
+    (1..=JOB_ID_BYTES_MAX).contains(&id.len()) && !id.chars().any(char::is_control)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_tenant_cannot_be_a_path_a_number_or_a_look_alike() {
+        let long = "a".repeat(64);
+        for name in [
+            "",
+            "../acme",
+            "..",
+            "a/b",
+            "%2F",
+            "007",
+            "Acme",
+            "acme ",
+            " acme",
+            "acme\0",
+            "аcme",
+            "acme.x",
+            "-acme",
+            "tenant=a",
+            "acme\n",
+            long.as_str(),
+        ] {
+            assert!(Tenant::new(name).is_err(), "`{name}` was taken for a tenant");
+        }
+        for name in ["a", "acme", "acme-2", &"a".repeat(63)] {
+            assert!(Tenant::new(name).is_ok(), "`{name}` was refused");
+        }
+    }
+
+    #[test]
+    fn a_refused_name_says_the_rule() {
+        let refused = Tenant::new("Acme\n").unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            r"tenant `Acme\n` is not a valid name: it must match [a-z][a-z0-9-]{0,62}"
+        );
+    }
+
+    #[test]
+    fn a_name_is_checked_when_it_is_deserialised_too() {
+        assert!(serde_json::from_str::<Tenant>(r#""acme""#).is_ok());
+        assert!(serde_json::from_str::<Tenant>(r#""../acme""#).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn the_nearest_job_id_is_always_valid_and_leaves_a_valid_one_alone(claimed in any::<String>()) {
+            let nearest = JobId::nearest(&claimed);
+            prop_assert!(is_job_id(nearest.as_str()));
+            if let Ok(id) = JobId::new(&claimed) {
+                prop_assert_eq!(nearest, id);
+            }
+        }
+    }
+}

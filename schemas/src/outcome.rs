@@ -1,0 +1,328 @@
+//! How a job ended, and what it cost: one value, of which the result row and the cost row are two projections.
+
+use std::{collections::BTreeMap, fmt};
+
+use rust_decimal::Decimal;
+use serde::{Deserialize, Serialize};
+
+use crate::{JobId, Origin, Record, Route, Tenant};
+
+/// The one end of a job.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// The record that the producer wrote.
+    pub origin: Origin,
+    /// The way that the job went.
+    pub route: Route,
+    /// Who owns this outcome, and pays for it.
+    pub tenant: Tenant,
+    /// The producer's name for the job.
+    pub job_id: JobId,
+    /// The model that the job asked for, as it asked.
+    pub model: String,
+    /// How it ended.
+    pub verdict: Verdict,
+    /// What the model did for it; none where no model saw it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<Run>,
+    /// What it cost.
+    pub cost: Cost,
+    /// When the producer submitted the job, in milliseconds since 1970 UTC.
+    pub submitted_at_ms: i64,
+    /// When the outcome was decided, in milliseconds since 1970 UTC.
+    pub completed_at_ms: i64,
+    /// The tenant's labels.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// The trace that the job belongs to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace_id: Option<String>,
+}
+
+impl Record for Outcome {
+    const KIND: &'static str = "outcome";
+    const VERSION: u8 = 1;
+}
+
+/// Whether a job succeeded, and with what.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// The model answered.
+    Succeeded {
+        /// The vector of the text, as long as the model's dimension.
+        #[serde(with = "f32_le")]
+        embedding: Vec<f32>,
+    },
+    /// The job was admitted, and could not be answered.
+    Failed(Reason),
+    /// The job was not admitted.
+    Rejected(Reason),
+}
+
+impl Verdict {
+    /// The `status` column: `succeeded`, `failed` or `rejected`.
+    pub fn status(&self) -> &'static str {
+        match self {
+            Self::Succeeded { .. } => "succeeded",
+            Self::Failed(_) => "failed",
+            Self::Rejected(_) => "rejected",
+        }
+    }
+
+    /// Why it did not succeed.
+    pub fn reason(&self) -> Option<&Reason> {
+        match self {
+            Self::Succeeded { .. } => None,
+            Self::Failed(reason) | Self::Rejected(reason) => Some(reason),
+        }
+    }
+}
+
+/// Why a job did not succeed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reason {
+    /// For programs.
+    pub code: ReasonCode,
+    /// For people: what was wrong, and what would be right.
+    pub message: String,
+}
+
+/// Why a job did not succeed, for programs. Other people's queries rely on these words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReasonCode {
+    /// The tenant's name is not a possible one.
+    InvalidTenant,
+    /// No such tenant is configured.
+    UnknownTenant,
+    /// The job came through one tenant's topic and names another.
+    TenantMismatch,
+    /// The job's id is empty, too long or has control characters.
+    InvalidJobId,
+    /// No such model is configured.
+    UnknownModel,
+    /// The tenant may not use this model.
+    ModelNotAllowed,
+    /// The input is empty, or only white space.
+    EmptyInput,
+    /// The input has more bytes than allowed.
+    InputTooLarge,
+    /// The model does not take a second text.
+    TextPairNotSupported,
+    /// The labels are too many or too long.
+    LabelsTooLarge,
+    /// The deadline is not a time in RFC 3339.
+    InvalidDeadline,
+    /// The deadline had passed.
+    DeadlinePassed,
+    /// The model could not run this input.
+    InferenceFailed,
+}
+
+impl ReasonCode {
+    /// The word in the `reason_code` column.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::InvalidTenant => "invalid_tenant",
+            Self::UnknownTenant => "unknown_tenant",
+            Self::TenantMismatch => "tenant_mismatch",
+            Self::InvalidJobId => "invalid_job_id",
+            Self::UnknownModel => "unknown_model",
+            Self::ModelNotAllowed => "model_not_allowed",
+            Self::EmptyInput => "empty_input",
+            Self::InputTooLarge => "input_too_large",
+            Self::TextPairNotSupported => "text_pair_not_supported",
+            Self::LabelsTooLarge => "labels_too_large",
+            Self::InvalidDeadline => "invalid_deadline",
+            Self::DeadlinePassed => "deadline_passed",
+            Self::InferenceFailed => "inference_failed",
+        }
+    }
+}
+
+impl fmt::Display for ReasonCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What a model does.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Task {
+    /// One vector a text.
+    #[default]
+    Embed,
+}
+
+impl Task {
+    /// The word in the `task` column.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Embed => "embed",
+        }
+    }
+}
+
+/// What the model did for a job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Run {
+    /// What the model does.
+    pub task: Task,
+    /// The weights and settings that answered.
+    pub model_digest: Digest,
+    /// Tokens that the model read, special ones included.
+    pub input_tokens: u32,
+    /// Whether the text was longer than the model's window, and cut.
+    pub truncated: bool,
+    /// From the submission until the device began, in nanoseconds.
+    pub queue_time_ns: u64,
+}
+
+/// A SHA-256, shown as 64 hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Digest([u8; 32]);
+
+impl Digest {
+    /// The digest with these bytes.
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Digest({self})")
+    }
+}
+
+impl From<Digest> for String {
+    fn from(digest: Digest) -> String {
+        digest.to_string()
+    }
+}
+
+impl TryFrom<String> for Digest {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let invalid = || format!("`{text}` is not a digest: it must have 64 hexadecimal digits");
+        if text.len() != 64 || !text.is_ascii() {
+            return Err(invalid());
+        }
+        let mut bytes = [0; 32];
+        for (byte, digits) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+            let digits = std::str::from_utf8(digits).map_err(|_| invalid())?;
+            *byte = u8::from_str_radix(digits, 16).map_err(|_| invalid())?;
+        }
+        Ok(Self(bytes))
+    }
+}
+
+/// What a job cost.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cost {
+    /// The share of the device; none where the job never reached it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<DeviceShare>,
+    /// The price of one second of device time, in `currency`, with at most 9 decimals.
+    pub price_per_device_second: Decimal,
+    /// ISO 4217, such as `USD`.
+    pub currency: String,
+}
+
+impl Cost {
+    /// The device time that the job pays for, in nanoseconds.
+    pub fn device_time_ns(&self) -> u64 {
+        self.device.as_ref().map_or(0, |share| share.device_time_ns)
+    }
+}
+
+/// A job's share of the micro-batch that it ran in. The shares of a micro-batch add up to its measured time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceShare {
+    /// This job's share, in nanoseconds.
+    pub device_time_ns: u64,
+    /// What the share was split by: an estimate of this job's work.
+    pub work_units: u64,
+    /// The micro-batch, unique over all processors.
+    pub batch_id: String,
+    /// How many jobs shared the micro-batch.
+    pub batch_jobs: u32,
+    /// The measured time of the whole micro-batch, in nanoseconds.
+    pub batch_device_time_ns: u64,
+}
+
+/// Vectors as little-endian bytes: a quarter of the cost of a MessagePack array, and exact.
+mod f32_le {
+    use serde::{Deserializer, Serializer, de};
+
+    pub(super) fn serialize<S: Serializer>(vector: &[f32], serializer: S) -> Result<S::Ok, S::Error> {
+        let bytes: Vec<u8> = vector.iter().flat_map(|value| value.to_le_bytes()).collect();
+        serializer.serialize_bytes(&bytes)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<f32>, D::Error> {
+        struct Visitor;
+        impl de::Visitor<'_> for Visitor {
+            type Value = Vec<f32>;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("little-endian 32-bit floats")
+            }
+
+            fn visit_bytes<E: de::Error>(self, bytes: &[u8]) -> Result<Vec<f32>, E> {
+                let (values, rest) = bytes.as_chunks::<4>();
+                if !rest.is_empty() {
+                    return Err(E::invalid_length(bytes.len(), &self));
+                }
+                Ok(values.iter().map(|value| f32::from_le_bytes(*value)).collect())
+            }
+        }
+        deserializer.deserialize_bytes(Visitor)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_word_for_programs_is_the_same_in_records_and_in_columns() {
+        use ReasonCode::*;
+        for code in [
+            InvalidTenant,
+            UnknownTenant,
+            TenantMismatch,
+            InvalidJobId,
+            UnknownModel,
+            ModelNotAllowed,
+            EmptyInput,
+            InputTooLarge,
+            TextPairNotSupported,
+            LabelsTooLarge,
+            InvalidDeadline,
+            DeadlinePassed,
+            InferenceFailed,
+        ] {
+            assert_eq!(serde_json::to_string(&code).unwrap(), format!("\"{code}\""));
+        }
+    }
+
+    #[test]
+    fn a_digest_reads_back_and_refuses_anything_else() {
+        let digest = Digest::from_bytes(std::array::from_fn(|i| i as u8 * 7));
+        assert_eq!(Digest::try_from(digest.to_string()), Ok(digest));
+        for text in ["", "zz", &"g".repeat(64), &"é".repeat(32)] {
+            assert!(Digest::try_from(text.to_owned()).is_err(), "`{text}`");
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! How a record is put into bytes: one byte of version, then MessagePack with named fields.
+//!
+//! Named fields let a newer writer add an optional field without a new version; the version changes when an old
+//! reader would misunderstand. MessagePack, so that any language can read the internal topics too.
+
+use serde::{Serialize, de::DeserializeOwned};
+
+/// A value that crosses a topic.
+pub trait Record: Serialize + DeserializeOwned {
+    /// What this record is called in errors.
+    const KIND: &'static str;
+    /// The version that this build writes, and the only one that it reads.
+    const VERSION: u8;
+
+    /// The record as bytes.
+    fn encode(&self) -> Vec<u8> {
+        let mut bytes = vec![Self::VERSION];
+        rmp_serde::encode::write_named(&mut bytes, self)
+            .expect("a record has only types that MessagePack can hold");
+        bytes
+    }
+
+    /// The record that [`Record::encode`] put into `bytes`.
+    ///
+    /// # Errors
+    /// [`DecodeError`], which says whether a newer build wrote it or nobody of ours did.
+    fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        match bytes.split_first() {
+            None => Err(DecodeError::Empty { kind: Self::KIND }),
+            Some((&version, body)) if version == Self::VERSION => {
+                rmp_serde::from_slice(body).map_err(|source| DecodeError::Malformed {
+                    kind: Self::KIND,
+                    source,
+                })
+            }
+            Some((&found, _)) => Err(DecodeError::UnknownVersion {
+                kind: Self::KIND,
+                found,
+                known: Self::VERSION,
+            }),
+        }
+    }
+}
+
+/// Why bytes are not the record they should be.
+#[derive(Debug, thiserror::Error)]
+pub enum DecodeError {
+    /// A record without a value.
+    #[error("{kind} record is empty")]
+    Empty {
+        /// The record's kind.
+        kind: &'static str,
+    },
+    /// Written by another version of Tributary.
+    #[error(
+        "{kind} record has version {found}, and this build reads version {known}: upgrade the readers first"
+    )]
+    UnknownVersion {
+        /// The record's kind.
+        kind: &'static str,
+        /// The version found.
+        found: u8,
+        /// The version that this build reads.
+        known: u8,
+    },
+    /// Not MessagePack, or not of the record's shape.
+    #[error("{kind} record is malformed")]
+    Malformed {
+        /// The record's kind.
+        kind: &'static str,
+        /// What the decoder found.
+        source: rmp_serde::decode::Error,
+    },
+}

@@ -1,0 +1,120 @@
+//! The tables that readers see, as Arrow schemas: `results` and `costs`.
+//!
+//! Other people's queries rely on these columns: add nullable ones at the end, never rename or retype. Each column has
+//! a field id, so that a table format can adopt the files later. Times are microseconds in UTC, because Spark cannot
+//! read nanoseconds; vectors are plain lists, because ClickHouse cannot read fixed-size ones.
+
+use std::{collections::HashMap, sync::Arc};
+
+use arrow_schema::{DataType, Field, Schema, SchemaRef, TimeUnit};
+
+/// Decimals of an amount of money: a quantity's nine times a price's nine, so that no bill is ever rounded.
+pub const MONEY_SCALE: i8 = 18;
+/// Decimals of a quantity: nanoseconds of a second.
+pub const QUANTITY_SCALE: i8 = 9;
+/// Digits of either, the most that DuckDB and Spark can hold.
+pub const DECIMAL_PRECISION: u8 = 38;
+
+/// How every job ended: one row an outcome.
+pub fn results() -> SchemaRef {
+    table([
+        required("job_id", DataType::Utf8),
+        required("model", DataType::Utf8),
+        nullable("model_digest", DataType::Utf8),
+        nullable("task", DataType::Utf8),
+        required("status", DataType::Utf8),
+        nullable("reason_code", DataType::Utf8),
+        nullable("reason", DataType::Utf8),
+        nullable("embedding", DataType::List(embedding_item())),
+        nullable("input_tokens", DataType::Int32),
+        nullable("truncated", DataType::Boolean),
+        required("submitted_at", time()),
+        required("completed_at", time()),
+        nullable("queue_time_ns", DataType::Int64),
+        required("device_time_ns", DataType::Int64),
+        required("labels", labels()),
+        required("origin_topic", DataType::Utf8),
+        required("origin_partition", DataType::Int32),
+        required("origin_offset", DataType::Int64),
+        nullable("trace_id", DataType::Utf8),
+        required("origin_topic_id", DataType::Utf8),
+    ])
+}
+
+/// What every outcome cost: one row an outcome, in the columns of the FinOps FOCUS specification where it has one
+/// (<https://focus.finops.org>), our own prefixed `x_`.
+pub fn costs() -> SchemaRef {
+    table([
+        required("BilledCost", money()),
+        required("EffectiveCost", money()),
+        required("BillingCurrency", DataType::Utf8),
+        required("ChargePeriodStart", time()),
+        required("ChargePeriodEnd", time()),
+        required("ChargeCategory", DataType::Utf8),
+        required("ChargeDescription", DataType::Utf8),
+        required("ConsumedQuantity", quantity()),
+        required("ConsumedUnit", DataType::Utf8),
+        required("PricingQuantity", quantity()),
+        required("PricingUnit", DataType::Utf8),
+        required("ServiceName", DataType::Utf8),
+        required("SkuId", DataType::Utf8),
+        required("SubAccountId", DataType::Utf8),
+        nullable("ResourceId", DataType::Utf8),
+        required("Tags", labels()),
+        required("x_job_id", DataType::Utf8),
+        required("x_device_time_ns", DataType::Int64),
+        required("x_work_units", DataType::Int64),
+        nullable("x_batch_id", DataType::Utf8),
+        nullable("x_batch_jobs", DataType::Int32),
+        nullable("x_batch_device_time_ns", DataType::Int64),
+        required("origin_topic", DataType::Utf8),
+        required("origin_partition", DataType::Int32),
+        required("origin_offset", DataType::Int64),
+        required("origin_topic_id", DataType::Utf8),
+    ])
+}
+
+/// The element of the `embedding` list: a float that is never null.
+pub fn embedding_item() -> Arc<Field> {
+    Arc::new(Field::new("element", DataType::Float32, false))
+}
+
+/// The entries of a map from text to text, as in `labels` and `Tags`.
+pub fn label_entries() -> Arc<Field> {
+    let fields = vec![
+        Field::new("key", DataType::Utf8, false),
+        Field::new("value", DataType::Utf8, false),
+    ];
+    Arc::new(Field::new("key_value", DataType::Struct(fields.into()), false))
+}
+
+fn labels() -> DataType {
+    DataType::Map(label_entries(), false)
+}
+
+fn time() -> DataType {
+    DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()))
+}
+
+fn money() -> DataType {
+    DataType::Decimal128(DECIMAL_PRECISION, MONEY_SCALE)
+}
+
+fn quantity() -> DataType {
+    DataType::Decimal128(DECIMAL_PRECISION, QUANTITY_SCALE)
+}
+
+fn required(name: &str, data_type: DataType) -> Field {
+    Field::new(name, data_type, false)
+}
+
+fn nullable(name: &str, data_type: DataType) -> Field {
+    Field::new(name, data_type, true)
+}
+
+fn table<const N: usize>(fields: [Field; N]) -> SchemaRef {
+    let numbered = fields.into_iter().zip(1..).map(|(field, id): (Field, i32)| {
+        field.with_metadata(HashMap::from([("PARQUET:field_id".to_owned(), id.to_string())]))
+    });
+    Arc::new(Schema::new(numbered.collect::<Vec<_>>()))
+}

@@ -1,0 +1,151 @@
+//! Every record that crosses a topic is held to committed bytes, so that a change of its encoding cannot pass
+//! unnoticed: yesterday's records must be readable tomorrow. `UPDATE_GOLDEN=1` writes the files anew.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{collections::BTreeMap, fmt::Debug, path::Path};
+
+use schemas::{
+    AdmittedJob, Cost, DecodeError, DeviceShare, Digest, JobId, ModelName, Origin, Outcome, Priority, Reason,
+    ReasonCode, Record, Route, Run, Task, Tenant, TopicId, TopicName, Verdict,
+};
+
+fn origin() -> Origin {
+    Origin {
+        topic: TopicName::new("jobs").unwrap(),
+        topic_id: TopicId::from_bytes(*b"0123456789abcdef"),
+        partition: 3,
+        offset: 1_234_567_890_123,
+    }
+}
+
+fn labels() -> BTreeMap<String, String> {
+    BTreeMap::from([("team".to_owned(), "search".to_owned())])
+}
+
+fn admitted_job() -> AdmittedJob {
+    AdmittedJob {
+        origin: origin(),
+        tenant: Tenant::new("acme").unwrap(),
+        job_id: JobId::new("order-17").unwrap(),
+        model: ModelName::new("minilm").unwrap(),
+        input: "Where is my parcel?".to_owned(),
+        text_pair: Some("It is late.".to_owned()),
+        priority: Some(Priority::High),
+        submitted_at_ms: 1_790_000_000_123,
+        deadline_ms: Some(1_790_000_060_000),
+        labels: labels(),
+        trace_id: Some("4bf92f3577b34da6a3ce929d0e0e4736".to_owned()),
+    }
+}
+
+fn succeeded() -> Outcome {
+    Outcome {
+        origin: origin(),
+        route: Route::Work(TopicName::new("tributary.work.shared.acme").unwrap()),
+        tenant: Tenant::new("acme").unwrap(),
+        job_id: JobId::new("order-17").unwrap(),
+        model: "minilm".to_owned(),
+        verdict: Verdict::Succeeded {
+            embedding: vec![0.5, -1.25, f32::MIN_POSITIVE],
+        },
+        run: Some(Run {
+            task: Task::Embed,
+            model_digest: Digest::from_bytes([0xab; 32]),
+            input_tokens: 7,
+            truncated: false,
+            queue_time_ns: 1_500_000,
+        }),
+        cost: Cost {
+            device: Some(DeviceShare {
+                device_time_ns: 4_321,
+                work_units: 9,
+                batch_id: "0011223344556677-8".to_owned(),
+                batch_jobs: 32,
+                batch_device_time_ns: 123_456_789,
+            }),
+            price_per_device_second: "0.000125".parse().unwrap(),
+            currency: "USD".to_owned(),
+        },
+        submitted_at_ms: 1_790_000_000_123,
+        completed_at_ms: 1_790_000_001_000,
+        labels: labels(),
+        trace_id: Some("4bf92f3577b34da6a3ce929d0e0e4736".to_owned()),
+    }
+}
+
+fn rejected() -> Outcome {
+    Outcome {
+        route: Route::Rejected,
+        tenant: Tenant::unclaimed(),
+        verdict: Verdict::Rejected(Reason {
+            code: ReasonCode::UnknownTenant,
+            message: "tenant `umbrella` is not configured".to_owned(),
+        }),
+        run: None,
+        cost: Cost {
+            device: None,
+            price_per_device_second: "0".parse().unwrap(),
+            currency: "USD".to_owned(),
+        },
+        labels: BTreeMap::new(),
+        trace_id: None,
+        ..succeeded()
+    }
+}
+
+fn check<R: Record + PartialEq + Debug>(record: &R, file: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden").join(file);
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(&path, record.encode()).unwrap();
+    }
+    let golden = std::fs::read(&path).unwrap();
+    assert_eq!(
+        &R::decode(&golden).unwrap(),
+        record,
+        "{file} no longer reads as it was written"
+    );
+    assert_eq!(
+        record.encode(),
+        golden,
+        "the encoding changed: raise VERSION, keep reading the old one, or undo"
+    );
+}
+
+#[test]
+fn an_admitted_job_keeps_its_bytes() {
+    check(&admitted_job(), "admitted-job.v1.bin");
+}
+
+#[test]
+fn a_succeeded_outcome_keeps_its_bytes() {
+    check(&succeeded(), "outcome-succeeded.v1.bin");
+}
+
+#[test]
+fn a_rejected_outcome_keeps_its_bytes() {
+    check(&rejected(), "outcome-rejected.v1.bin");
+}
+
+#[test]
+fn a_record_of_another_version_says_so_instead_of_being_misread() {
+    let mut bytes = succeeded().encode();
+    bytes[0] = 2;
+    let error = Outcome::decode(&bytes).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            DecodeError::UnknownVersion {
+                found: 2,
+                known: 1,
+                ..
+            }
+        ),
+        "{error}"
+    );
+    assert!(matches!(Outcome::decode(&[]), Err(DecodeError::Empty { .. })));
+    assert!(matches!(
+        Outcome::decode(b"\x01rubbish"),
+        Err(DecodeError::Malformed { .. })
+    ));
+}
