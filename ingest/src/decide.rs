@@ -1,0 +1,653 @@
+//! The decision on one record: a function of the record, the policies and the time.
+
+use std::collections::BTreeMap;
+
+use chrono::DateTime;
+use rust_decimal::Decimal;
+use schemas::{
+    AdmittedJob, Cost, Door, Job, JobId, ModelName, Origin, Outcome, Policies, Reason, ReasonCode, Route,
+    Tenant, TenantPolicy, Verdict,
+};
+use topics::{Partition, Record};
+
+/// The labels of a job may have this many bytes together: they are copied into every row of the job.
+const LABELS_BYTES_MAX: usize = 8 * 1024;
+/// What an outcome repeats of a model's name that was not checked.
+const CLAIMED_MODEL_CHARS_MAX: usize = 100;
+
+/// A record and where it stood.
+#[derive(Debug, Clone, Copy)]
+pub struct Received<'a> {
+    /// The partition that it was read from.
+    pub source: &'a Partition,
+    /// The record.
+    pub record: &'a Record,
+}
+
+/// What becomes of a record.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Decision {
+    /// The job may run.
+    Admit(AdmittedJob),
+    /// The job may not run, and this is its outcome.
+    Reject(Outcome),
+    /// The bytes are no job; why.
+    DeadLetter(String),
+}
+
+/// Decides on one record as of `now_ms`, in milliseconds since 1970 UTC.
+pub fn decide(received: Received<'_>, policies: &Policies, now_ms: i64) -> Decision {
+    let Some(value) = &received.record.value else {
+        return Decision::DeadLetter("the record is a tombstone: it has a key but no value".to_owned());
+    };
+    let job = match Job::decode(value) {
+        Ok(job) => job,
+        Err(error) => return Decision::DeadLetter(format!("the value is not a job: {error}")),
+    };
+    let owner = owner(&job, received.source, policies);
+    match owner.refusal.map_or_else(
+        || check(&job, received.record, &owner.tenant, policies, now_ms),
+        Err,
+    ) {
+        Ok(Checked {
+            job_id,
+            model,
+            deadline_ms,
+        }) => Decision::Admit(AdmittedJob {
+            origin: origin(received),
+            tenant: owner.tenant,
+            job_id,
+            model,
+            submitted_at_ms: submitted_at_ms(received.record),
+            deadline_ms,
+            priority: job.priority,
+            trace_id: trace_id(received.record),
+            input: job.input.into_owned(),
+            text_pair: job.text_pair.map(std::borrow::Cow::into_owned),
+            labels: job.labels,
+        }),
+        Err(reason) => Decision::Reject(rejected(job, received, owner.tenant, reason, policies, now_ms)),
+    }
+}
+
+/// Whose a job is: the tenant that its outcome belongs to, and why that tenant may not have it run.
+struct Owner {
+    tenant: Tenant,
+    refusal: Option<Reason>,
+}
+
+impl Owner {
+    fn known(tenant: Tenant) -> Self {
+        Self {
+            tenant,
+            refusal: None,
+        }
+    }
+
+    fn unclaimed(code: ReasonCode, message: String) -> Self {
+        Self {
+            tenant: Tenant::unclaimed(),
+            refusal: Some(Reason { code, message }),
+        }
+    }
+}
+
+/// On a tenant's own topic the topic is the identity; on the shared one, the job's word is.
+fn owner(job: &Job<'_>, source: &Partition, policies: &Policies) -> Owner {
+    let claimed = job.tenant.as_deref();
+    match (policies.topics.door(&source.topic.name), claimed) {
+        (Some(Door::Tenant(tenant)), _) if !policies.tenants.contains_key(&tenant) => {
+            Owner::unclaimed(ReasonCode::UnknownTenant, not_configured(&tenant))
+        }
+        (Some(Door::Tenant(tenant)), Some(claimed)) if claimed != tenant.as_str() => {
+            let message = format!(
+                "the job came through `{}` and names tenant `{}`",
+                source.topic.name,
+                claimed
+                    .chars()
+                    .take(CLAIMED_MODEL_CHARS_MAX)
+                    .collect::<String>()
+                    .escape_default()
+            );
+            Owner {
+                tenant,
+                refusal: Some(Reason {
+                    code: ReasonCode::TenantMismatch,
+                    message,
+                }),
+            }
+        }
+        (Some(Door::Tenant(tenant)), _) => Owner::known(tenant),
+        (Some(Door::Shared), Some(claimed)) => match Tenant::new(claimed) {
+            Ok(tenant) if policies.tenants.contains_key(&tenant) => Owner::known(tenant),
+            Ok(tenant) => Owner::unclaimed(ReasonCode::UnknownTenant, not_configured(&tenant)),
+            Err(invalid) => Owner::unclaimed(ReasonCode::InvalidTenant, invalid.to_string()),
+        },
+        (Some(Door::Shared), None) => Owner::unclaimed(
+            ReasonCode::UnknownTenant,
+            "the job names no tenant: set `tenant`, or produce to the tenant's own topic".to_owned(),
+        ),
+        (None, _) => Owner::unclaimed(
+            ReasonCode::InvalidTenant,
+            format!(
+                "topic `{}` is not the topic of any possible tenant",
+                source.topic.name
+            ),
+        ),
+    }
+}
+
+fn not_configured(tenant: &Tenant) -> String {
+    format!("tenant `{tenant}` is not configured")
+}
+
+struct Checked {
+    job_id: JobId,
+    model: ModelName,
+    deadline_ms: Option<i64>,
+}
+
+fn check(
+    job: &Job<'_>,
+    record: &Record,
+    tenant: &Tenant,
+    policies: &Policies,
+    now_ms: i64,
+) -> Result<Checked, Reason> {
+    let reject = |code, message: String| Err(Reason { code, message });
+    let Some(policy) = policies.tenants.get(tenant) else {
+        return reject(ReasonCode::UnknownTenant, not_configured(tenant));
+    };
+    let Some(claimed_id) = claimed_id(job, record) else {
+        return reject(
+            ReasonCode::InvalidJobId,
+            "the job has no id: set `id`, or the header `ce_id`".to_owned(),
+        );
+    };
+    let job_id = match JobId::new(claimed_id) {
+        Ok(job_id) => job_id,
+        Err(invalid) => return reject(ReasonCode::InvalidJobId, invalid.to_string()),
+    };
+    let model = check_model(&job.model, policy, policies)?;
+    if job.input.trim().is_empty() {
+        return reject(ReasonCode::EmptyInput, "`input` is empty".to_owned());
+    }
+    let input_bytes = job.input.len() + job.text_pair.as_ref().map_or(0, |text| text.len());
+    if input_bytes > policies.input_bytes_max {
+        let message = format!(
+            "the input has {input_bytes} bytes, and {} are allowed",
+            policies.input_bytes_max
+        );
+        return reject(ReasonCode::InputTooLarge, message);
+    }
+    if job.text_pair.is_some() {
+        return reject(
+            ReasonCode::TextPairNotSupported,
+            format!("model `{model}` takes one text: leave out `text_pair`"),
+        );
+    }
+    let labels_bytes: usize = job
+        .labels
+        .iter()
+        .map(|(key, value)| key.len() + value.len())
+        .sum();
+    if labels_bytes > LABELS_BYTES_MAX {
+        let message = format!("the labels have {labels_bytes} bytes, and {LABELS_BYTES_MAX} are allowed");
+        return reject(ReasonCode::LabelsTooLarge, message);
+    }
+    let deadline_ms = check_deadline(job.deadline.as_deref(), now_ms)?;
+    Ok(Checked {
+        job_id,
+        model,
+        deadline_ms,
+    })
+}
+
+fn check_model(claimed: &str, policy: &TenantPolicy, policies: &Policies) -> Result<ModelName, Reason> {
+    let unknown = |message| Reason {
+        code: ReasonCode::UnknownModel,
+        message,
+    };
+    let model = ModelName::new(claimed).map_err(|invalid| unknown(invalid.to_string()))?;
+    if !policies.models.contains_key(&model) {
+        let known: Vec<&str> = policies.models.keys().map(ModelName::as_str).collect();
+        return Err(unknown(format!(
+            "model `{model}` is not configured; there are: {}",
+            known.join(", ")
+        )));
+    }
+    match &policy.models {
+        Some(allowed) if !allowed.contains(&model) => Err(Reason {
+            code: ReasonCode::ModelNotAllowed,
+            message: format!("the tenant may not use model `{model}`"),
+        }),
+        _ => Ok(model),
+    }
+}
+
+fn check_deadline(deadline: Option<&str>, now_ms: i64) -> Result<Option<i64>, Reason> {
+    let Some(deadline) = deadline else { return Ok(None) };
+    let Some(deadline_ms) = rfc3339_ms(deadline) else {
+        return Err(Reason {
+            code: ReasonCode::InvalidDeadline,
+            message: "the deadline is not a time in RFC 3339, such as `2026-11-24T12:00:00Z`".to_owned(),
+        });
+    };
+    if deadline_ms <= now_ms {
+        let message = format!(
+            "the deadline passed {} ms before the job was read",
+            now_ms - deadline_ms
+        );
+        return Err(Reason {
+            code: ReasonCode::DeadlinePassed,
+            message,
+        });
+    }
+    Ok(Some(deadline_ms))
+}
+
+fn rejected(
+    job: Job<'_>,
+    received: Received<'_>,
+    tenant: Tenant,
+    reason: Reason,
+    policies: &Policies,
+    now_ms: i64,
+) -> Outcome {
+    let labels_bytes: usize = job
+        .labels
+        .iter()
+        .map(|(key, value)| key.len() + value.len())
+        .sum();
+    Outcome {
+        origin: origin(received),
+        route: Route::Rejected,
+        tenant,
+        job_id: JobId::nearest(claimed_id(&job, received.record).unwrap_or_default()),
+        model: job
+            .model
+            .chars()
+            .filter(|c| !c.is_control())
+            .take(CLAIMED_MODEL_CHARS_MAX)
+            .collect(),
+        verdict: Verdict::Rejected(reason),
+        run: None,
+        cost: Cost {
+            device: None,
+            price_per_device_second: Decimal::ZERO,
+            currency: policies.currency.clone(),
+        },
+        submitted_at_ms: submitted_at_ms(received.record),
+        completed_at_ms: now_ms,
+        labels: if labels_bytes > LABELS_BYTES_MAX {
+            BTreeMap::new()
+        } else {
+            job.labels
+        },
+        trace_id: trace_id(received.record),
+    }
+}
+
+fn claimed_id<'a>(job: &'a Job<'_>, record: &'a Record) -> Option<&'a str> {
+    job.id.as_deref().or_else(|| record.header("ce_id"))
+}
+
+fn origin(received: Received<'_>) -> Origin {
+    let topic = &received.source.topic;
+    Origin {
+        topic: topic.name.clone(),
+        topic_id: topic.id,
+        partition: received.source.index,
+        offset: received.record.offset,
+    }
+}
+
+/// The CloudEvents time of the job where it has one, otherwise the record's.
+fn submitted_at_ms(record: &Record) -> i64 {
+    record
+        .header("ce_time")
+        .and_then(rfc3339_ms)
+        .unwrap_or(record.timestamp_ms)
+}
+
+fn rfc3339_ms(time: &str) -> Option<i64> {
+    DateTime::parse_from_rfc3339(time)
+        .ok()
+        .map(|time| time.timestamp_millis())
+}
+
+/// The trace id of a W3C `traceparent` (<https://www.w3.org/TR/trace-context/>).
+fn trace_id(record: &Record) -> Option<String> {
+    let mut parts = record.header("traceparent")?.split('-');
+    let (_version, trace_id) = (parts.next()?, parts.next()?);
+    let valid = trace_id.len() == 32 && trace_id.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    (valid && trace_id.bytes().any(|b| b != b'0')).then(|| trace_id.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, sync::Arc};
+
+    use bytes::Bytes;
+    use proptest::prelude::*;
+    use schemas::{ModelTerms, Pool, Task, TopicId, TopicName, TopicNames};
+    use topics::{Header, TopicRef};
+
+    use super::*;
+
+    const NOW_MS: i64 = 1_790_000_000_000;
+
+    fn policies() -> Policies {
+        let terms = ModelTerms {
+            task: Task::Embed,
+            price_per_device_second: "0.0001".parse().unwrap(),
+        };
+        let minilm = ModelName::new("minilm").unwrap();
+        let tenant = |models| TenantPolicy {
+            pool: Pool::default(),
+            partitions: 2,
+            models,
+        };
+        Policies {
+            topics: TopicNames::new(&TopicName::new("jobs").unwrap(), "tributary.").unwrap(),
+            tenants: BTreeMap::from([
+                (Tenant::new("acme").unwrap(), tenant(None)),
+                (
+                    Tenant::new("globex").unwrap(),
+                    tenant(Some(BTreeSet::from([minilm.clone()]))),
+                ),
+            ]),
+            models: BTreeMap::from([(minilm, terms.clone()), (ModelName::new("bge").unwrap(), terms)]),
+            input_bytes_max: 1_000,
+            currency: "USD".to_owned(),
+        }
+    }
+
+    fn source(topic: &str) -> Partition {
+        let topic = TopicRef {
+            name: TopicName::new(topic).unwrap(),
+            id: TopicId::from_bytes([7; 16]),
+        };
+        Partition {
+            topic: Arc::new(topic),
+            index: 1,
+        }
+    }
+
+    fn record(value: impl Into<Bytes>) -> Record {
+        Record {
+            offset: 42,
+            timestamp_ms: NOW_MS - 5,
+            key: None,
+            value: Some(value.into()),
+            headers: Vec::new(),
+        }
+    }
+
+    fn decide_on(topic: &str, record: &Record) -> Decision {
+        decide(
+            Received {
+                source: &source(topic),
+                record,
+            },
+            &policies(),
+            NOW_MS,
+        )
+    }
+
+    fn rejection(topic: &str, value: &str) -> (String, ReasonCode, String) {
+        match decide_on(topic, &record(value.to_owned())) {
+            Decision::Reject(Outcome {
+                tenant,
+                verdict: Verdict::Rejected(reason),
+                ..
+            }) => (tenant.to_string(), reason.code, reason.message),
+            other => panic!("`{value:.80}` was not rejected: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_good_job_is_admitted_with_all_that_it_brought() {
+        let mut record = record(
+            r#"{"id":"a-1","tenant":"acme","model":"minilm","input":"Hello","labels":{"team":"x"},"deadline":"2099-01-01T00:00:00Z"}"#,
+        );
+        record.headers = vec![
+            Header::text(
+                "traceparent",
+                "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+            ),
+            Header::text("ce_time", "2026-01-01T00:00:00Z"),
+        ];
+        let Decision::Admit(job) = decide_on("jobs", &record) else {
+            panic!("not admitted")
+        };
+        assert_eq!(job.tenant.as_str(), "acme");
+        assert_eq!((job.origin.partition, job.origin.offset), (1, 42));
+        assert_eq!(job.submitted_at_ms, 1_767_225_600_000);
+        assert_eq!(job.trace_id.as_deref(), Some("4bf92f3577b34da6a3ce929d0e0e4736"));
+        assert_eq!(job.deadline_ms, Some(4_070_908_800_000));
+        assert_eq!(job.labels["team"], "x");
+    }
+
+    #[test]
+    fn on_a_tenants_own_topic_the_tag_may_be_left_out_but_not_lie() {
+        let untagged = record(r#"{"id":"a","model":"minilm","input":"x"}"#);
+        assert!(
+            matches!(decide_on("jobs.acme", &untagged), Decision::Admit(job) if job.tenant.as_str() == "acme")
+        );
+        let (tenant, code, message) = rejection(
+            "jobs.acme",
+            r#"{"id":"a","tenant":"globex","model":"minilm","input":"x"}"#,
+        );
+        assert_eq!((tenant.as_str(), code), ("acme", ReasonCode::TenantMismatch));
+        assert_eq!(
+            message,
+            "the job came through `jobs.acme` and names tenant `globex`"
+        );
+        let (tenant, code, _) = rejection("jobs.ghost", r#"{"id":"a","model":"minilm","input":"x"}"#);
+        assert_eq!((tenant.as_str(), code), ("unclaimed", ReasonCode::UnknownTenant));
+        let (tenant, code, _) = rejection("jobs.007", r#"{"id":"a","model":"minilm","input":"x"}"#);
+        assert_eq!((tenant.as_str(), code), ("unclaimed", ReasonCode::InvalidTenant));
+    }
+
+    #[test]
+    fn a_job_of_no_known_tenant_belongs_to_unclaimed_and_builds_no_path() {
+        for claimed in [
+            "../acme",
+            "%2F",
+            "007",
+            "Acme",
+            "acme ",
+            " acme",
+            "аcme",
+            "acme\\u0000",
+            "",
+            "a/b",
+            "tenant=acme",
+        ] {
+            let value = format!(r#"{{"id":"a","tenant":"{claimed}","model":"minilm","input":"x"}}"#);
+            let (tenant, code, _) = rejection("jobs", &value);
+            assert_eq!(
+                (tenant.as_str(), code),
+                ("unclaimed", ReasonCode::InvalidTenant),
+                "`{claimed}`"
+            );
+        }
+        for claimed in ["umbrella", "unclaimed"] {
+            let value = format!(r#"{{"id":"a","tenant":"{claimed}","model":"minilm","input":"x"}}"#);
+            let (tenant, code, _) = rejection("jobs", &value);
+            assert_eq!(
+                (tenant.as_str(), code),
+                ("unclaimed", ReasonCode::UnknownTenant),
+                "`{claimed}`"
+            );
+        }
+        let (_, code, message) = rejection("jobs", r#"{"id":"a","model":"minilm","input":"x"}"#);
+        assert_eq!(code, ReasonCode::UnknownTenant);
+        assert!(message.contains("names no tenant"), "{message}");
+    }
+
+    #[test]
+    fn each_bad_value_is_rejected_with_its_own_reason() {
+        let long = "x".repeat(1_001);
+        let labels = "y".repeat(9_000);
+        let id = "z".repeat(257);
+        for (fields, expected, complaint) in [
+            (
+                r#""id":"a","model":"gpt-9","input":"x""#,
+                ReasonCode::UnknownModel,
+                "there are: bge, minilm",
+            ),
+            (
+                r#""id":"a","model":"../m","input":"x""#,
+                ReasonCode::UnknownModel,
+                "must match",
+            ),
+            (
+                r#""id":"a","model":"bge","input":"x""#,
+                ReasonCode::ModelNotAllowed,
+                "may not use model `bge`",
+            ),
+            (
+                r#""id":"a","model":"minilm","input":"""#,
+                ReasonCode::EmptyInput,
+                "empty",
+            ),
+            (
+                r#""id":"a","model":"minilm","input":" \n\t""#,
+                ReasonCode::EmptyInput,
+                "empty",
+            ),
+            (
+                r#""id":"","model":"minilm","input":"x""#,
+                ReasonCode::InvalidJobId,
+                "1 to 256 bytes",
+            ),
+            (
+                r#""id":"a\nb","model":"minilm","input":"x""#,
+                ReasonCode::InvalidJobId,
+                "control characters",
+            ),
+            (
+                r#""model":"minilm","input":"x""#,
+                ReasonCode::InvalidJobId,
+                "no id",
+            ),
+            (
+                r#""id":"a","model":"minilm","input":"x","text_pair":"y""#,
+                ReasonCode::TextPairNotSupported,
+                "one text",
+            ),
+            (
+                r#""id":"a","model":"minilm","input":"x","deadline":"soon""#,
+                ReasonCode::InvalidDeadline,
+                "RFC 3339",
+            ),
+            (
+                r#""id":"a","model":"minilm","input":"x","deadline":"2020-01-01T00:00:00Z""#,
+                ReasonCode::DeadlinePassed,
+                "ms before",
+            ),
+            (
+                &format!(r#""id":"a","model":"minilm","input":"{long}""#),
+                ReasonCode::InputTooLarge,
+                "1001 bytes",
+            ),
+            (
+                &format!(r#""id":"{id}","model":"minilm","input":"x""#),
+                ReasonCode::InvalidJobId,
+                "1 to 256",
+            ),
+            (
+                &format!(r#""id":"a","model":"minilm","input":"x","labels":{{"k":"{labels}"}}"#),
+                ReasonCode::LabelsTooLarge,
+                "9001 bytes",
+            ),
+        ] {
+            let (tenant, code, message) = rejection("jobs", &format!(r#"{{"tenant":"globex",{fields}}}"#));
+            assert_eq!((tenant.as_str(), code), ("globex", expected), "{fields:.80}");
+            assert!(message.contains(complaint), "{fields:.80}: {message}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_job_becomes_a_dead_letter_that_says_why() {
+        let deep = format!(r#"{{"model":{}"#, "[".repeat(5_000));
+        for (value, complaint) in [
+            ("{", "EOF"),
+            ("[]", "not a job"),
+            (
+                r#"{"id":"a","tenant":"acme","model":"minilm"}"#,
+                "missing field `input`",
+            ),
+            (
+                r#"{"id":"a","tenant":"acme","model":"minilm","input":1}"#,
+                "invalid type",
+            ),
+            (
+                r#"{"id":"a","id":"b","tenant":"acme","model":"minilm","input":"x"}"#,
+                "duplicate field",
+            ),
+            (
+                r#"{"id":"a","tenant":"acme","model":"minilm","input":"x","prioritty":"low"}"#,
+                "unknown field `prioritty`",
+            ),
+            (deep.as_str(), "line 1 column"),
+        ] {
+            let decision = decide_on("jobs", &record(value.to_owned()));
+            assert!(
+                matches!(&decision, Decision::DeadLetter(why) if why.contains(complaint)),
+                "{value:.60}: {decision:?}"
+            );
+        }
+        let invalid = decide_on("jobs", &record(&b"{\"id\":\"\xff\"}"[..]));
+        assert!(
+            matches!(&invalid, Decision::DeadLetter(why) if why.contains("unicode")),
+            "{invalid:?}"
+        );
+        let tombstone = Record {
+            value: None,
+            ..record("")
+        };
+        assert!(
+            matches!(decide_on("jobs", &tombstone), Decision::DeadLetter(why) if why.contains("tombstone"))
+        );
+    }
+
+    #[test]
+    fn a_cloud_event_names_the_job_where_the_body_does_not() {
+        let mut record = record(r#"{"tenant":"acme","model":"minilm","input":"x"}"#);
+        record.headers = vec![Header::text("ce_id", "event-9")];
+        assert!(
+            matches!(decide_on("jobs", &record), Decision::Admit(job) if job.job_id.as_str() == "event-9")
+        );
+    }
+
+    #[test]
+    fn an_oversized_input_is_rejected_without_being_repeated_in_its_outcome() {
+        let value = format!(
+            r#"{{"id":"a","tenant":"acme","model":"minilm","input":"{}"}}"#,
+            "x".repeat(20 << 20)
+        );
+        let Decision::Reject(outcome) = decide_on("jobs", &record(value)) else {
+            panic!("not rejected")
+        };
+        assert!(schemas::Record::encode(&outcome).len() < 2_000);
+    }
+
+    proptest! {
+        #[test]
+        fn any_record_gets_exactly_one_decision_and_never_a_panic(
+            value in prop::option::of(prop::collection::vec(any::<u8>(), 0..300)),
+            id in any::<String>(), tenant in any::<String>(), model in any::<String>(), input in any::<String>(),
+        ) {
+            let _ = decide_on("jobs", &Record { value: value.map(Bytes::from), ..record("") });
+            let job = serde_json::json!({"id": id, "tenant": tenant, "model": model, "input": input});
+            match decide_on("jobs", &record(job.to_string())) {
+                Decision::Admit(job) => prop_assert!(["acme", "globex"].contains(&job.tenant.as_str())),
+                Decision::Reject(outcome) => prop_assert!(outcome.verdict.reason().is_some()),
+                Decision::DeadLetter(why) => prop_assert!(false, "a well-formed job became a dead letter: {why}"),
+            }
+        }
+    }
+}

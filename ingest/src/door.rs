@@ -1,0 +1,170 @@
+//! The HTTP door: lines of jobs in, an answer a line out.
+
+use bytes::Bytes;
+use schemas::{Job, TopicName};
+use serde::Serialize;
+use topics::{Append, Appender, Error};
+
+use crate::metric_names;
+
+/// Puts jobs that came over HTTP on the shared topic. It looks at a job's shape only, so that its sender learns of a
+/// broken line at once; whether the job may run is decided where all jobs are, behind the topic.
+pub struct HttpDoor {
+    appender: Box<dyn Appender>,
+    topic: TopicName,
+}
+
+/// What became of one line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "answer", rename_all = "snake_case")]
+pub enum Answer {
+    /// The line is on a topic, durably; its outcome carries this position as its origin.
+    Accepted {
+        /// Which line, from 1.
+        line: usize,
+        /// The topic.
+        topic: String,
+        /// The partition.
+        partition: i32,
+        /// The offset.
+        offset: i64,
+    },
+    /// The line is on no topic.
+    Refused {
+        /// Which line, from 1.
+        line: usize,
+        /// Why.
+        error: String,
+    },
+}
+
+impl HttpDoor {
+    /// A door to `topic`.
+    pub fn new(appender: Box<dyn Appender>, topic: TopicName) -> Self {
+        Self { appender, topic }
+    }
+
+    /// Takes the jobs in `body`, one a line; empty lines are passed over. The answers are in the order of the lines.
+    pub async fn accept(&self, body: &Bytes, now_ms: i64) -> Vec<Answer> {
+        let (mut answers, mut lines, mut appends) = (Vec::new(), Vec::new(), Vec::new());
+        for (line, range) in lines_of(body) {
+            let value = body.slice(range);
+            match Job::decode(&value) {
+                Ok(_) => {
+                    lines.push(line);
+                    appends.push(self.append_of(value, now_ms));
+                }
+                Err(error) => answers.push(Answer::Refused {
+                    line,
+                    error: format!("not a job: {error}"),
+                }),
+            }
+        }
+        let appended = self.appender.append(appends).await;
+        answers.extend(
+            lines
+                .into_iter()
+                .zip(appended)
+                .map(|(line, result)| answer_for(line, result)),
+        );
+        answers.sort_by_key(Answer::line);
+        for answer in &answers {
+            metrics::counter!(metric_names::HTTP_LINES, "answer" => answer.word()).increment(1);
+        }
+        answers
+    }
+
+    fn append_of(&self, value: Bytes, now_ms: i64) -> Append {
+        Append {
+            topic: self.topic.clone(),
+            partition: None,
+            timestamp_ms: now_ms,
+            key: None,
+            value: Some(value),
+            headers: Vec::new(),
+        }
+    }
+}
+
+impl Answer {
+    /// Whether the line is on a topic.
+    pub fn is_accepted(&self) -> bool {
+        matches!(self, Self::Accepted { .. })
+    }
+
+    fn line(&self) -> usize {
+        match self {
+            Self::Accepted { line, .. } | Self::Refused { line, .. } => *line,
+        }
+    }
+
+    fn word(&self) -> &'static str {
+        if self.is_accepted() { "accepted" } else { "refused" }
+    }
+}
+
+fn answer_for(line: usize, result: Result<(topics::Partition, i64), Error>) -> Answer {
+    match result {
+        Ok((partition, offset)) => Answer::Accepted {
+            line,
+            topic: partition.topic.name.to_string(),
+            partition: partition.index,
+            offset,
+        },
+        Err(error) => Answer::Refused {
+            line,
+            error: error.to_string(),
+        },
+    }
+}
+
+/// The lines of `body` that are not blank, numbered from 1, as byte ranges without their line ends.
+fn lines_of(body: &[u8]) -> Vec<(usize, std::ops::Range<usize>)> {
+    let mut lines = Vec::new();
+    let mut start = 0;
+    for (number, line) in body.split(|byte| *byte == b'\n').enumerate() {
+        if !line.trim_ascii().is_empty() {
+            lines.push((number + 1, start..start + line.trim_ascii_end().len()));
+        }
+        start += line.len() + 1;
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use topics::{TopicSpec, Topics, local::LocalTopics};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn each_line_is_answered_in_order_and_a_broken_one_stops_no_other() {
+        let topics: Arc<dyn Topics> = Arc::new(LocalTopics::in_memory());
+        let topic = TopicName::new("jobs").unwrap();
+        let spec = TopicSpec {
+            name: topic.clone(),
+            partitions: 1,
+            message_bytes_max: None,
+        };
+        topics.ensure(&[spec]).await.unwrap();
+        let door = HttpDoor::new(topics.appender().await.unwrap(), topic);
+        let body = Bytes::from_static(
+            b"{\"id\":\"1\",\"model\":\"m\",\"input\":\"a\"}\r\n\n{\"id\":\n{\"id\":\"2\",\"model\":\"m\",\"input\":\"b\"}",
+        );
+        let answers = door.accept(&body, 0).await;
+        let accepted = |line, offset| Answer::Accepted {
+            line,
+            topic: "jobs".to_owned(),
+            partition: 0,
+            offset,
+        };
+        assert_eq!(answers[0], accepted(1, 0));
+        assert!(
+            matches!(&answers[1], Answer::Refused { line: 3, error } if error.contains("EOF")),
+            "{answers:?}"
+        );
+        assert_eq!(answers[2], accepted(4, 1));
+    }
+}

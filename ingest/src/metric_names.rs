@@ -1,0 +1,12 @@
+//! The metrics of ingest.
+
+/// Records decided on, by `tenant` (a configured one, or `unclaimed`) and `decision` (admitted, rejected).
+pub const DECIDED: &str = "tributary_ingest_decided_total";
+/// Rejected jobs by `tenant` and `reason_code`.
+pub const REJECTED: &str = "tributary_ingest_rejected_total";
+/// Records that were no job.
+pub const DEAD_LETTERS: &str = "tributary_ingest_dead_letters_total";
+/// Duration of a commit, in seconds.
+pub const COMMIT_SECONDS: &str = "tributary_ingest_commit_seconds";
+/// Lines that came through the HTTP door, by `answer` (accepted, refused).
+pub const HTTP_LINES: &str = "tributary_ingest_http_lines_total";

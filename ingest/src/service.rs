@@ -1,0 +1,273 @@
+//! The loop: read, decide, append and commit together.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use schemas::{Policies, Record as _, Tenant};
+use serde::{Deserialize, Serialize};
+use tokio::time::sleep_until;
+use tokio_util::sync::CancellationToken;
+use topics::{
+    Append, Chunk, Commits, Error, Event, Partition, Step, Subscription, TopicPattern, TopicSpec, Topics,
+    dead_letter,
+};
+
+use crate::{Decision, Received, decide, metric_names};
+
+/// A record may be copied into the dead letters whole, so that topic takes the largest that a broker is set to take.
+const DEAD_LETTER_BYTES_MAX: u32 = 64 << 20;
+/// What an admitted job may have in bytes beside its input.
+const ADMITTED_JOB_OVERHEAD_BYTES: usize = 64 << 10;
+
+/// How ingest works.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The consumer group. Every instance of one pipeline has the same.
+    pub group: String,
+    /// A commit waits this long for more records to share it, unless it is full.
+    pub linger_ms: u64,
+    /// A commit is full with this many records.
+    pub commit_records_max: usize,
+    /// A commit is full with this many bytes of records: what ingest holds in memory is about twice this.
+    pub commit_bytes_max: usize,
+}
+
+/// Decides which jobs may run.
+pub struct Service {
+    config: Config,
+    topics: Arc<dyn Topics>,
+    policies: Arc<Policies>,
+}
+
+impl Service {
+    /// Decides by `policies` on the jobs in `topics`.
+    pub fn new(config: Config, topics: Arc<dyn Topics>, policies: Arc<Policies>) -> Self {
+        Self {
+            config,
+            topics,
+            policies,
+        }
+    }
+
+    /// What ingest reads.
+    pub fn subscription(policies: &Policies) -> Subscription {
+        Subscription {
+            patterns: vec![
+                TopicPattern::Exact(policies.topics.jobs()),
+                TopicPattern::Under(policies.topics.doors_prefix()),
+            ],
+        }
+    }
+
+    /// The topics that must exist for these policies.
+    pub fn topic_specs(policies: &Policies) -> Vec<TopicSpec> {
+        let dead_letters = policies.topics.dead_letters();
+        let work_bytes_max =
+            u32::try_from(policies.input_bytes_max + ADMITTED_JOB_OVERHEAD_BYTES).unwrap_or(u32::MAX);
+        policies
+            .internal_topics()
+            .into_iter()
+            .map(|(name, partitions)| {
+                let bytes = if name == dead_letters {
+                    DEAD_LETTER_BYTES_MAX
+                } else {
+                    work_bytes_max
+                };
+                TopicSpec {
+                    name,
+                    partitions,
+                    message_bytes_max: Some(bytes),
+                }
+            })
+            .collect()
+    }
+
+    /// Works until `shutdown`, then commits what it has decided and leaves the group. Calls `ready` once it reads.
+    ///
+    /// # Errors
+    /// Those of the topics. After a retryable one, run again: it goes on from the committed positions.
+    pub async fn run(
+        &self,
+        shutdown: CancellationToken,
+        ready: &(dyn Fn() + Send + Sync),
+    ) -> Result<(), Error> {
+        self.topics.ensure(&Self::topic_specs(&self.policies)).await?;
+        let subscription = Self::subscription(&self.policies);
+        let (mut reader, committer) = self.topics.stage(&self.config.group, &subscription).await?;
+        ready();
+        let mut commits = Commits::new(committer);
+        let mut gathered = Gathered::default();
+        let mut commit_began = Instant::now();
+        loop {
+            let full = gathered.is_full(&self.config);
+            let due = gathered
+                .since
+                .map(|since| since + Duration::from_millis(self.config.linger_ms));
+            let commit_is_due = commits.is_idle() && due.is_some();
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => break,
+                committed = commits.finished() => {
+                    committed?;
+                    metrics::histogram!(metric_names::COMMIT_SECONDS).record(commit_began.elapsed().as_secs_f64());
+                }
+                () = wait_until(due), if commit_is_due => {
+                    commit_began = Instant::now();
+                    commits.start(gathered.take());
+                }
+                event = reader.next(), if !full => match event? {
+                    Event::Assigned(partitions) => tracing::info!(?partitions, "partitions assigned"),
+                    Event::Revoked(partitions) => {
+                        tracing::info!(?partitions, "partitions revoked");
+                        gathered.forget(&partitions);
+                    }
+                    Event::Records(chunk) => {
+                        gathered.add(self.decide_chunk(&chunk), &chunk);
+                        if gathered.is_full(&self.config) && commits.is_idle() {
+                            commit_began = Instant::now();
+                            commits.start(gathered.take());
+                        }
+                    }
+                },
+                else => unreachable!("the commit under way or the reader always answers"),
+            }
+        }
+        if !commits.is_idle() {
+            commits.finished().await?;
+        }
+        if !gathered.steps.is_empty() {
+            commits.start(gathered.take());
+            commits.finished().await?;
+        }
+        reader.close().await
+    }
+
+    fn decide_chunk(&self, chunk: &Chunk) -> Vec<Append> {
+        let now_ms = chrono::Utc::now().timestamp_millis();
+        chunk
+            .records
+            .iter()
+            .map(|record| {
+                let received = Received {
+                    source: &chunk.partition,
+                    record,
+                };
+                let decision = decide(received, &self.policies, now_ms);
+                count(&decision);
+                self.append_for(received, decision)
+            })
+            .collect()
+    }
+
+    fn append_for(&self, received: Received<'_>, decision: Decision) -> Append {
+        let policies = &self.policies;
+        match decision {
+            Decision::Admit(job) => {
+                let policy = &policies.tenants[&job.tenant];
+                Append {
+                    topic: policies.topics.work(&policy.pool, &job.tenant),
+                    partition: Some(job.origin.spread_over(policy.partitions)),
+                    timestamp_ms: job.submitted_at_ms,
+                    key: None,
+                    value: Some(job.encode().into()),
+                    headers: Vec::new(),
+                }
+            }
+            Decision::Reject(outcome) => Append {
+                topic: policies.topics.outcomes(&outcome.tenant),
+                partition: Some(
+                    outcome
+                        .origin
+                        .spread_over(policies.partitions_of(&outcome.tenant)),
+                ),
+                timestamp_ms: outcome.completed_at_ms,
+                key: None,
+                value: Some(outcome.encode().into()),
+                headers: Vec::new(),
+            },
+            Decision::DeadLetter(reason) => {
+                let Received { source, record } = received;
+                tracing::warn!(%source, offset = record.offset, reason, "record is no job");
+                dead_letter(source, record, &reason, policies.topics.dead_letters())
+            }
+        }
+    }
+}
+
+/// What was decided since the last commit.
+#[derive(Default)]
+struct Gathered {
+    steps: BTreeMap<Partition, Step>,
+    records: usize,
+    bytes: usize,
+    /// When the first of it came.
+    since: Option<Instant>,
+}
+
+impl Gathered {
+    fn add(&mut self, appends: Vec<Append>, chunk: &Chunk) {
+        let Some(last) = chunk.records.last() else { return };
+        self.since.get_or_insert_with(Instant::now);
+        self.records += chunk.records.len();
+        self.bytes += chunk
+            .records
+            .iter()
+            .map(topics::Record::size_bytes)
+            .sum::<usize>();
+        let step = self.steps.entry(chunk.partition.clone()).or_insert_with(|| Step {
+            source: chunk.partition.clone(),
+            assignment: chunk.assignment,
+            next_offset: 0,
+            appends: Vec::new(),
+        });
+        step.next_offset = last.offset + 1;
+        step.appends.extend(appends);
+    }
+
+    fn forget(&mut self, partitions: &[Partition]) {
+        for partition in partitions {
+            self.steps.remove(partition);
+        }
+        if self.steps.is_empty() {
+            self.take();
+        }
+    }
+
+    fn is_full(&self, config: &Config) -> bool {
+        self.records >= config.commit_records_max || self.bytes >= config.commit_bytes_max
+    }
+
+    fn take(&mut self) -> Vec<Step> {
+        std::mem::take(self).steps.into_values().collect()
+    }
+}
+
+async fn wait_until(due: Option<Instant>) {
+    match due {
+        Some(due) => sleep_until(due.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn count(decision: &Decision) {
+    let decided = |tenant: &Tenant, decision: &'static str| {
+        metrics::counter!(metric_names::DECIDED, "tenant" => tenant.to_string(), "decision" => decision)
+            .increment(1);
+    };
+    match decision {
+        Decision::Admit(job) => decided(&job.tenant, "admitted"),
+        Decision::Reject(outcome) => {
+            decided(&outcome.tenant, "rejected");
+            if let Some(reason) = outcome.verdict.reason() {
+                let (tenant, code) = (outcome.tenant.to_string(), reason.code.as_str());
+                metrics::counter!(metric_names::REJECTED, "tenant" => tenant, "reason_code" => code)
+                    .increment(1);
+            }
+        }
+        Decision::DeadLetter(_) => metrics::counter!(metric_names::DEAD_LETTERS).increment(1),
+    }
+}
