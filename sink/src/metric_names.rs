@@ -1,0 +1,16 @@
+//! The metrics of the sink.
+
+/// Rows made durable, by `tenant`. Each outcome is one, though it is a row in both tables.
+pub const ROWS: &str = "tributary_sink_rows_total";
+/// Repeated outcomes dropped.
+pub const DUPLICATES: &str = "tributary_sink_duplicates_total";
+/// Records of outcomes that could not be decoded.
+pub const DEAD_LETTERS: &str = "tributary_sink_dead_letters_total";
+/// Ranges sealed.
+pub const RANGES: &str = "tributary_sink_ranges_total";
+/// Bytes of data files written.
+pub const FILE_BYTES: &str = "tributary_sink_file_bytes_total";
+/// Duration of sealing a range, in seconds.
+pub const SEAL_SECONDS: &str = "tributary_sink_seal_seconds";
+/// Bytes of records that wait for their file.
+pub const BUFFERED_BYTES: &str = "tributary_sink_buffered_bytes";

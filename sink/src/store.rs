@@ -1,0 +1,289 @@
+//! The object store that the lake is in.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt, future::join_all};
+use object_store::{
+    Error as StoreError, ObjectStore, ObjectStoreExt, PutMode, PutOptions, local::LocalFileSystem,
+    memory::InMemory, path::Path, prefix::PrefixStore,
+};
+use url::Url;
+
+use crate::{Error, layout};
+
+/// Settings of the store, by their names in the `object_store` crate, such as `aws_endpoint`.
+pub type Options = BTreeMap<String, String>;
+
+/// How often a create is tried that is answered "already exists" while nothing is there.
+const CREATE_TRIES_MAX: usize = 8;
+/// How often the start-up proof creates one key from all sides. A store that does not lock is caught at nearly every try.
+const PROBE_ROUNDS: usize = 4;
+/// How many creates of one key run side by side in the proof.
+const PROBE_WRITERS: usize = 16;
+
+/// The object store that the lake is in. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Store {
+    inner: Arc<dyn ObjectStore>,
+    url: Arc<str>,
+}
+
+/// What became of a create.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Created {
+    /// The object is there now, with the bytes given.
+    New,
+    /// The object was there already, with the same bytes.
+    Same,
+    /// The object was there already, with these bytes.
+    Different(Bytes),
+}
+
+impl Store {
+    /// Opens the lake at `url`: a folder, which is created where it is missing, or `s3://`, `gs://`, `az://` with
+    /// `options` on top of the usual variables of the environment.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where the address or a setting is wrong.
+    pub fn open(url: &str, options: &Options) -> Result<Self, Error> {
+        let invalid = |why: String| Error::Invalid {
+            what: format!("the lake `{url}` cannot be opened: {why}"),
+        };
+        let folder = match Url::parse(url) {
+            Ok(parsed) if parsed.scheme() == "file" => Some(
+                parsed
+                    .to_file_path()
+                    .map_err(|()| invalid("it is no path of this machine".to_owned()))?,
+            ),
+            Ok(parsed) if parsed.scheme().len() > 1 => {
+                return Ok(Self::over(remote(&parsed, options).map_err(invalid)?, url));
+            }
+            _ => Some(url.into()),
+        };
+        let folder = folder.expect("whatever is no URL is a folder");
+        std::fs::create_dir_all(&folder).map_err(|error| invalid(error.to_string()))?;
+        let store = LocalFileSystem::new_with_prefix(&folder).map_err(|error| invalid(error.to_string()))?;
+        Ok(Self::over(Arc::new(store.with_fsync(true)), url))
+    }
+
+    /// The lake in `inner`; `url` is what it is called in messages.
+    pub fn over(inner: Arc<dyn ObjectStore>, url: &str) -> Self {
+        Self {
+            inner,
+            url: url.into(),
+        }
+    }
+
+    /// What the lake is called in messages.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    pub(crate) fn inner(&self) -> Arc<dyn ObjectStore> {
+        Arc::clone(&self.inner)
+    }
+
+    /// Creates an object, never overwriting one. What is there already is read back and compared: some stores answer
+    /// "already exists" to a conflict that left nothing, and then it is tried again.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] where the store does not answer or goes on contradicting itself.
+    pub async fn create(&self, path: &Path, bytes: Bytes) -> Result<Created, Error> {
+        let backoff = ExponentialBuilder::new()
+            .with_min_delay(Duration::from_millis(20))
+            .with_jitter();
+        let mut waits = backoff.with_max_times(CREATE_TRIES_MAX).build();
+        loop {
+            let options = PutOptions {
+                mode: PutMode::Create,
+                ..PutOptions::default()
+            };
+            let refused = match self.inner.put_opts(path, bytes.clone().into(), options).await {
+                Ok(_) => return Ok(Created::New),
+                Err(error @ (StoreError::AlreadyExists { .. } | StoreError::Precondition { .. })) => error,
+                Err(error) => return Err(self.failed(&format!("create `{path}`"), error)),
+            };
+            match self.read(path).await? {
+                Some(found) if found == bytes => return Ok(Created::Same),
+                Some(found) => return Ok(Created::Different(found)),
+                None => match waits.next() {
+                    Some(wait) => tokio::time::sleep(wait).await,
+                    None => {
+                        return Err(Error::Unavailable {
+                            what: format!("create `{path}`"),
+                            source: refused,
+                        });
+                    }
+                },
+            }
+        }
+    }
+
+    /// Reads an object; none where it is not there.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] where the store does not answer.
+    pub async fn read(&self, path: &Path) -> Result<Option<Bytes>, Error> {
+        let read = async { self.inner.get(path).await?.bytes().await };
+        match read.await {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(StoreError::NotFound { .. }) => Ok(None),
+            Err(error) => Err(self.failed(&format!("read `{path}`"), error)),
+        }
+    }
+
+    /// The paths under `folder`, sorted.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] where the store does not answer.
+    pub async fn list(&self, folder: &Path) -> Result<Vec<Path>, Error> {
+        let listed = self
+            .inner
+            .list(Some(folder))
+            .map(|meta| meta.map(|meta| meta.location))
+            .try_collect()
+            .await;
+        let mut paths: Vec<Path> = listed.map_err(|error| self.failed(&format!("list `{folder}`"), error))?;
+        paths.sort();
+        Ok(paths)
+    }
+
+    /// Proves that of many creates of one key exactly one wins, and that its bytes are what is there then.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where the store is not atomic in this; [`Error::Unavailable`] where it does not answer.
+    pub async fn prove_create_is_atomic(&self) -> Result<(), Error> {
+        for _ in 0..PROBE_ROUNDS {
+            let path = layout::path(&format!("{}/{}", layout::PROBES, uuid::Uuid::new_v4().simple()));
+            let creates = (0..PROBE_WRITERS).map(|writer| {
+                let bytes = Bytes::from(format!("writer {writer} {}", "x".repeat(1_000)));
+                let path = path.clone();
+                async move {
+                    let options = PutOptions {
+                        mode: PutMode::Create,
+                        ..PutOptions::default()
+                    };
+                    (
+                        self.inner.put_opts(&path, bytes.clone().into(), options).await,
+                        bytes,
+                    )
+                }
+            });
+            let mut winners = Vec::new();
+            for (result, bytes) in join_all(creates).await {
+                match result {
+                    Ok(_) => winners.push(bytes),
+                    Err(StoreError::AlreadyExists { .. } | StoreError::Precondition { .. }) => {}
+                    Err(error) => return Err(self.failed(&format!("create `{path}`"), error)),
+                }
+            }
+            let found = self.read(&path).await?;
+            // What a probe leaves behind does no harm, so a failure to remove it is none of the sink.
+            let _ = self.inner.delete(&path).await;
+            if winners.len() != 1 || found.as_ref() != winners.first() {
+                return Err(Error::Invalid {
+                    what: format!(
+                        "the store of the lake `{}` does not create atomically: of {PROBE_WRITERS} creates of one key {} won. Exactly-once rests on that; use AWS S3, Google Cloud Storage, Azure, versitygw 1.8.0 or later, or a local folder",
+                        self.url,
+                        winners.len()
+                    ),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn failed(&self, what: &str, source: StoreError) -> Error {
+        match source {
+            StoreError::PermissionDenied { .. }
+            | StoreError::Unauthenticated { .. }
+            | StoreError::NotImplemented { .. }
+            | StoreError::NotSupported { .. }
+            | StoreError::UnknownConfigurationKey { .. } => Error::Invalid {
+                what: format!("the lake `{}` refuses to {what}: {source}", self.url),
+            },
+            source => Error::Unavailable {
+                what: format!("{what} in `{}`", self.url),
+                source,
+            },
+        }
+    }
+}
+
+#[cfg(feature = "cloud")]
+fn remote(url: &Url, options: &Options) -> Result<Arc<dyn ObjectStore>, String> {
+    use object_store::{aws::AmazonS3ConfigKey, azure::AzureConfigKey, gcp::GoogleConfigKey};
+    let known: fn(&str) -> bool = match url.scheme() {
+        "memory" => return Ok(Arc::new(InMemory::new())),
+        "s3" | "s3a" => |key| key.parse::<AmazonS3ConfigKey>().is_ok(),
+        "gs" => |key| key.parse::<GoogleConfigKey>().is_ok(),
+        _ => |key| key.parse::<AzureConfigKey>().is_ok(),
+    };
+    if let Some(unknown) = options.keys().find(|key| !known(key)) {
+        return Err(format!(
+            "sink.options.{unknown} is no setting of a {}:// store",
+            url.scheme()
+        ));
+    }
+    let environment = std::env::vars()
+        .map(|(key, value)| (key.to_ascii_lowercase(), value))
+        .filter(|(key, _)| known(key));
+    let options = environment.chain(options.clone());
+    let (store, prefix) = object_store::parse_url_opts(url, options).map_err(|error| error.to_string())?;
+    Ok(Arc::new(PrefixStore::new(store, prefix)))
+}
+
+#[cfg(not(feature = "cloud"))]
+fn remote(url: &Url, _options: &Options) -> Result<Arc<dyn ObjectStore>, String> {
+    match url.scheme() {
+        "memory" => Ok(Arc::new(PrefixStore::new(InMemory::new(), Path::default()))),
+        scheme => Err(format!(
+            "this build knows no {scheme}:// stores: build it with --features cloud, or give a folder"
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_folder_and_memory_create_atomically() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path().to_str().unwrap(), &Options::new()).unwrap();
+        store.prove_create_is_atomic().await.unwrap();
+        Store::open("memory://lake", &Options::new())
+            .unwrap()
+            .prove_create_is_atomic()
+            .await
+            .unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_is_there_already_is_compared_and_never_overwritten() {
+        let store = Store::open("memory://lake", &Options::new()).unwrap();
+        let (path, one, two) = (
+            layout::path("a"),
+            Bytes::from_static(b"1"),
+            Bytes::from_static(b"2"),
+        );
+        assert_eq!(store.create(&path, one.clone()).await.unwrap(), Created::New);
+        assert_eq!(store.create(&path, one.clone()).await.unwrap(), Created::Same);
+        assert_eq!(
+            store.create(&path, two).await.unwrap(),
+            Created::Different(one.clone())
+        );
+        assert_eq!(store.read(&path).await.unwrap(), Some(one));
+    }
+
+    #[test]
+    fn a_lake_that_cannot_be_written_says_which_and_why() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        let error = Store::open(file.join("lake").to_str().unwrap(), &Options::new()).unwrap_err();
+        assert!(error.to_string().contains("cannot be opened"), "{error}");
+    }
+}
