@@ -1,0 +1,23 @@
+//! Turns admitted jobs into outcomes on a device.
+//!
+//! ```text
+//! work.<pool>.<tenant> ─▶ lanes ─▶ window ─▶ tokens ─▶ micro-batches ─▶ model ─▶ outcomes.<tenant>
+//! ```
+//!
+//! What is fair ([`lanes`]), how large a window is ([`pace`]), which texts share a micro-batch ([`batcher`]), who spoiled
+//! one ([`halving`]) and who pays for it ([`cost`]) are functions of values. The model stands behind one small trait,
+//! [`model::Encoder`]: tokens in, vectors out. This crate knows neither Kafka nor Parquet.
+
+mod batcher;
+mod cost;
+mod device;
+mod halving;
+mod lanes;
+pub mod metric_names;
+pub mod model;
+mod outcomes;
+mod pace;
+mod prepare;
+mod service;
+
+pub use service::{Config, Served, Service};

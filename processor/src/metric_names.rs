@@ -1,0 +1,20 @@
+//! The metrics of the processor.
+
+/// Outcomes decided; a window that is done again after a fault counts again. By `tenant` and `status` (succeeded, failed).
+pub const OUTCOMES: &str = "tributary_processor_outcomes_total";
+/// Records of work that could not be decoded.
+pub const DEAD_LETTERS: &str = "tributary_processor_dead_letters_total";
+/// Device time measured, in nanoseconds.
+pub const DEVICE_TIME_NS: &str = "tributary_processor_device_time_ns_total";
+/// Tokens read, by `tenant`.
+pub const TOKENS: &str = "tributary_processor_tokens_total";
+/// Device time of one micro-batch, in seconds.
+pub const BATCH_SECONDS: &str = "tributary_processor_batch_seconds";
+/// Jobs in one micro-batch.
+pub const BATCH_JOBS: &str = "tributary_processor_batch_jobs";
+/// Time from submission until the device began, in seconds.
+pub const QUEUE_SECONDS: &str = "tributary_processor_queue_seconds";
+/// Duration of a commit, in seconds.
+pub const COMMIT_SECONDS: &str = "tributary_processor_commit_seconds";
+/// Bytes that wait in lanes.
+pub const LANES_BYTES: &str = "tributary_processor_lanes_bytes";

@@ -1,0 +1,174 @@
+//! The encoder that runs on candle: weights from a folder, a packed micro-batch in, one vector a text out.
+
+use candle_core::{Device, Tensor};
+use candle_nn::VarBuilder;
+
+use super::{
+    Dtype, EncodeError, Encoder, Fault, Tokens,
+    bert::{self, Bert, Run},
+    device,
+    folder::{File, Files},
+    pooling::Pooling,
+};
+
+/// An encoder of the BERT family with its pooling, on one device.
+pub(super) struct BertEncoder {
+    bert: Bert,
+    pooling: Pooling,
+    config: bert::Config,
+    device: Device,
+}
+
+impl BertEncoder {
+    /// Puts the weights on `device`; the files are let go once they are there.
+    pub(super) fn new(
+        files: Files,
+        config: &bert::Config,
+        dtype: Dtype,
+        device: Device,
+    ) -> Result<Self, Fault> {
+        Ok(Self {
+            pooling: Pooling::read(&files, config.hidden_size)?,
+            bert: weights(files.weights, config, dtype, &device)?,
+            config: config.clone(),
+            device,
+        })
+    }
+
+    fn run(&self, texts: &[Tokens]) -> candle_core::Result<Vec<Vec<f32>>> {
+        let runs = Run::of(texts.iter().map(|text| text.ids.len()));
+        let ids: Vec<u32> = texts.iter().flat_map(|text| &text.ids).copied().collect();
+        let positions: Vec<u32> = texts.iter().flat_map(|text| 0..text.ids.len() as u32).collect();
+        let hidden = self.bert.forward(
+            &Tensor::from_vec(ids, positions.len(), &self.device)?,
+            &Tensor::new(positions, &self.device)?,
+            &runs,
+        )?;
+        let pooled = runs
+            .iter()
+            .map(|run| self.pooling.pool(&run.of_packed(&hidden)?))
+            .collect::<candle_core::Result<Vec<_>>>()?;
+        Tensor::cat(&pooled, 0)?.to_vec2()
+    }
+
+    /// What candle would answer with a panic, or on a GPU with nonsense.
+    fn check(&self, texts: &[Tokens]) -> Result<(), EncodeError> {
+        let bert::Config {
+            vocab_size,
+            max_position_embeddings,
+            ..
+        } = self.config;
+        for (position, text) in texts.iter().enumerate() {
+            let tokens = text.ids.len();
+            if tokens == 0 || tokens > max_position_embeddings {
+                return Err(failed(format!(
+                    "text {position} has {tokens} tokens, and 1 to {max_position_embeddings} can be read"
+                )));
+            }
+            if let Some(id) = text.ids.iter().find(|&&id| id as usize >= vocab_size) {
+                return Err(failed(format!(
+                    "text {position} has the token {id}, and the vocabulary has {vocab_size}"
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Encoder for BertEncoder {
+    fn dimension(&self) -> usize {
+        self.pooling.dimension(self.config.hidden_size)
+    }
+
+    fn encode(&mut self, texts: &[Tokens]) -> Result<Vec<Vec<f32>>, EncodeError> {
+        if texts.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.check(texts)?;
+        let vectors = self.run(texts).map_err(|error| classify(&words(error), texts))?;
+        match vectors
+            .iter()
+            .position(|vector| vector.iter().any(|x| !x.is_finite()))
+        {
+            None => Ok(vectors),
+            Some(position) => Err(failed(format!(
+                "the vector of text {position} has a number that is not finite"
+            ))),
+        }
+    }
+}
+
+fn failed(message: String) -> EncodeError {
+    EncodeError::Failed { message }
+}
+
+/// candle hands on the words of CUDA and cuBLAS, and nothing else to tell a lack of memory by.
+fn classify(message: &str, texts: &[Tokens]) -> EncodeError {
+    if message.contains("OUT_OF_MEMORY")
+        || message.contains("ALLOC_FAILED")
+        || message.contains("out of memory")
+    {
+        let tokens = texts.iter().map(|text| text.ids.len()).sum();
+        EncodeError::OutOfMemory {
+            texts: texts.len(),
+            tokens,
+            message: message.to_owned(),
+        }
+    } else {
+        failed(message.to_owned())
+    }
+}
+
+fn weights(file: File, config: &bert::Config, dtype: Dtype, device: &Device) -> Result<Bert, Fault> {
+    let File { path, bytes, .. } = file;
+    let malformed = |problem| Fault::Malformed {
+        path: path.clone(),
+        problem,
+    };
+    let length = bytes.len();
+    let vb = VarBuilder::from_buffered_safetensors(bytes, device::dtype(dtype), device).map_err(|error| {
+        let words = words(error);
+        malformed(format!(
+            "is cut off or is no safetensors file ({length} bytes, {words}): get it again"
+        ))
+    })?;
+    Bert::load(config, &vb)
+        .map_err(|error| malformed(format!("does not fit its config.json: {}", words(error))))
+}
+
+/// What candle says, without the backtrace that it puts into its message where `RUST_BACKTRACE` is set.
+fn words(error: candle_core::Error) -> String {
+    match error {
+        candle_core::Error::WithBacktrace { inner, .. } => words(*inner),
+        error => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lack_of_memory_is_told_from_other_failures() {
+        let texts = [Tokens {
+            ids: vec![1, 2, 3],
+            truncated: false,
+        }];
+        let error = classify("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")", &texts);
+        assert!(
+            matches!(
+                error,
+                EncodeError::OutOfMemory {
+                    texts: 1,
+                    tokens: 3,
+                    ..
+                }
+            ),
+            "{error}"
+        );
+        assert!(matches!(
+            classify("no kernel image", &texts),
+            EncodeError::Failed { .. }
+        ));
+    }
+}

@@ -1,0 +1,157 @@
+//! Turns a window with its answers into what is committed: outcomes, by the partition that each job came from.
+
+use std::collections::BTreeMap;
+
+use schemas::{
+    AdmittedJob, Cost, ModelName, Outcome, Reason, ReasonCode, Record as _, Route, Run, TopicNames, Verdict,
+};
+use topics::{Append, Partition, Step, dead_letter};
+
+use crate::{
+    device::{Answer, Inferred},
+    metric_names,
+    prepare::{Item, ItemState, Reading},
+};
+
+/// What outcomes are made with.
+pub(crate) struct Context {
+    pub(crate) names: TopicNames,
+    pub(crate) models: BTreeMap<ModelName, Reading>,
+    pub(crate) currency: String,
+}
+
+/// One step for each partition in the window: its outcomes in the order of their jobs, on the partition of the same
+/// number, so that the order along the route is kept.
+pub(crate) fn steps(inferred: Inferred, context: &Context, completed_at_ms: i64) -> Vec<Step> {
+    let mut steps: BTreeMap<Partition, Step> = BTreeMap::new();
+    for (item, answer) in inferred.prepared.items.into_iter().zip(inferred.answers) {
+        let Item {
+            source,
+            assignment,
+            offset,
+            state,
+        } = item;
+        let append = match state {
+            ItemState::Ready {
+                job,
+                tokens,
+                truncated,
+            } => {
+                let answer = answer.expect("a ready item is in exactly one micro-batch");
+                let outcome = ran(job, tokens, truncated, answer, &source, context, completed_at_ms);
+                outcome_append(&outcome, &source, context)
+            }
+            ItemState::Failed { job, reason } => outcome_append(
+                &not_run(job, reason, &source, context, completed_at_ms),
+                &source,
+                context,
+            ),
+            ItemState::Undecodable { record, reason } => {
+                tracing::error!(%source, offset, reason, "record of work cannot be decoded");
+                metrics::counter!(metric_names::DEAD_LETTERS).increment(1);
+                dead_letter(&source, &record, &reason, context.names.dead_letters())
+            }
+        };
+        let step = steps.entry(source.clone()).or_insert_with(|| Step {
+            source,
+            assignment,
+            next_offset: 0,
+            appends: Vec::new(),
+        });
+        step.next_offset = offset + 1;
+        step.appends.push(append);
+    }
+    steps.into_values().collect()
+}
+
+fn outcome_append(outcome: &Outcome, source: &Partition, context: &Context) -> Append {
+    let (tenant, status) = (outcome.tenant.to_string(), outcome.verdict.status());
+    metrics::counter!(metric_names::OUTCOMES, "tenant" => tenant.clone(), "status" => status).increment(1);
+    if let Some(run) = &outcome.run {
+        metrics::counter!(metric_names::TOKENS, "tenant" => tenant).increment(run.input_tokens.into());
+        metrics::histogram!(metric_names::QUEUE_SECONDS).record(run.queue_time_ns as f64 / 1e9);
+    }
+    Append {
+        topic: context.names.outcomes(&outcome.tenant),
+        partition: Some(source.index),
+        timestamp_ms: outcome.completed_at_ms,
+        key: None,
+        value: Some(outcome.encode().into()),
+        headers: Vec::new(),
+    }
+}
+
+fn ran(
+    job: AdmittedJob,
+    tokens: usize,
+    truncated: bool,
+    answer: Answer,
+    source: &Partition,
+    context: &Context,
+    completed_at_ms: i64,
+) -> Outcome {
+    let model = &context.models[&job.model];
+    let queue_time_ns = answer
+        .began_at_ns
+        .saturating_sub(job.submitted_at_ms.saturating_mul(1_000_000))
+        .max(0);
+    let run = Run {
+        task: model.terms.task,
+        model_digest: model.digest,
+        input_tokens: u32::try_from(tokens).expect("a text is cut to the model's window"),
+        truncated,
+        queue_time_ns: queue_time_ns.unsigned_abs(),
+    };
+    let verdict = match answer.result {
+        Ok(embedding) => Verdict::Succeeded { embedding },
+        Err(message) => Verdict::Failed(Reason {
+            code: ReasonCode::InferenceFailed,
+            message,
+        }),
+    };
+    let cost = Cost {
+        device: Some(answer.share),
+        price_per_device_second: model.terms.price_per_device_second,
+        currency: context.currency.clone(),
+    };
+    outcome(job, verdict, Some(run), cost, source, completed_at_ms)
+}
+
+fn not_run(
+    job: AdmittedJob,
+    reason: Reason,
+    source: &Partition,
+    context: &Context,
+    completed_at_ms: i64,
+) -> Outcome {
+    let cost = Cost {
+        device: None,
+        price_per_device_second: rust_decimal::Decimal::ZERO,
+        currency: context.currency.clone(),
+    };
+    outcome(job, Verdict::Failed(reason), None, cost, source, completed_at_ms)
+}
+
+fn outcome(
+    job: AdmittedJob,
+    verdict: Verdict,
+    run: Option<Run>,
+    cost: Cost,
+    source: &Partition,
+    completed_at_ms: i64,
+) -> Outcome {
+    Outcome {
+        origin: job.origin,
+        route: Route::Work(source.topic.name.clone()),
+        tenant: job.tenant,
+        job_id: job.job_id,
+        model: job.model.to_string(),
+        verdict,
+        run,
+        cost,
+        submitted_at_ms: job.submitted_at_ms,
+        completed_at_ms,
+        labels: job.labels,
+        trace_id: job.trace_id,
+    }
+}

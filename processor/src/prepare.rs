@@ -1,0 +1,186 @@
+//! Makes a window ready for the device: decodes its records, tokenizes their texts, cuts micro-batches.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use rayon::prelude::*;
+use schemas::{AdmittedJob, Digest, ModelName, ModelTerms, Reason, ReasonCode, Record as _};
+use topics::{Assignment, Partition, Record};
+
+use crate::{
+    batcher,
+    lanes::Waiting,
+    model::{Tokenizer, Tokens},
+};
+
+/// What is known of a model without its device.
+#[derive(Clone)]
+pub(crate) struct Reading {
+    pub(crate) tokenizer: Arc<dyn Tokenizer>,
+    pub(crate) digest: Digest,
+    pub(crate) terms: ModelTerms,
+}
+
+/// A window that the device can run.
+pub(crate) struct Prepared {
+    /// Every record of the window, in the order of the lanes.
+    pub(crate) items: Vec<Item>,
+    /// What of it the device shall run.
+    pub(crate) batches: Vec<MicroBatch>,
+    /// The bytes of the window's records.
+    pub(crate) bytes: usize,
+}
+
+/// A record of the window.
+pub(crate) struct Item {
+    pub(crate) source: Partition,
+    pub(crate) assignment: Assignment,
+    pub(crate) offset: i64,
+    pub(crate) state: ItemState,
+}
+
+/// What is known of a record before the device runs.
+pub(crate) enum ItemState {
+    /// It is in a micro-batch.
+    Ready {
+        job: AdmittedJob,
+        tokens: usize,
+        truncated: bool,
+    },
+    /// It needs no device to fail.
+    Failed { job: AdmittedJob, reason: Reason },
+    /// It is no admitted job of this tenant.
+    Undecodable { record: Record, reason: String },
+}
+
+/// Texts that the device runs at once.
+pub(crate) struct MicroBatch {
+    pub(crate) model: ModelName,
+    /// Which items, one for each of `texts`.
+    pub(crate) members: Vec<usize>,
+    pub(crate) texts: Vec<Tokens>,
+}
+
+/// Makes `window` ready as of `now_ms`. Texts are tokenized on all cores.
+pub(crate) fn prepare(
+    window: Vec<Waiting>,
+    models: &BTreeMap<ModelName, Reading>,
+    batch_tokens_max: usize,
+    now_ms: i64,
+) -> Prepared {
+    let bytes = window.iter().map(|waiting| waiting.record.size_bytes()).sum();
+    let read: Vec<(Item, Option<Tokens>)> = window
+        .into_par_iter()
+        .with_min_len(64)
+        .map(|waiting| read(waiting, models, now_ms))
+        .collect();
+    let mut items = Vec::with_capacity(read.len());
+    let mut ready: BTreeMap<ModelName, Vec<(usize, Tokens)>> = BTreeMap::new();
+    for (index, (item, tokens)) in read.into_iter().enumerate() {
+        if let (ItemState::Ready { job, .. }, Some(tokens)) = (&item.state, tokens) {
+            ready.entry(job.model.clone()).or_default().push((index, tokens));
+        }
+        items.push(item);
+    }
+    let batches = ready
+        .into_iter()
+        .flat_map(|(model, texts)| batches(&model, texts, batch_tokens_max))
+        .collect();
+    Prepared {
+        items,
+        batches,
+        bytes,
+    }
+}
+
+fn read(waiting: Waiting, models: &BTreeMap<ModelName, Reading>, now_ms: i64) -> (Item, Option<Tokens>) {
+    let Waiting {
+        tenant,
+        source,
+        assignment,
+        record,
+    } = waiting;
+    let offset = record.offset;
+    let item = |state| Item {
+        source,
+        assignment,
+        offset,
+        state,
+    };
+    let job = match AdmittedJob::decode(record.value.as_deref().unwrap_or_default()) {
+        Ok(job) if job.tenant == tenant => job,
+        Ok(job) => {
+            let reason = format!(
+                "the record is of tenant `{}`, on a work topic of `{tenant}`",
+                job.tenant
+            );
+            return (item(ItemState::Undecodable { record, reason }), None);
+        }
+        Err(error) => {
+            let reason = with_source(&error);
+            return (item(ItemState::Undecodable { record, reason }), None);
+        }
+    };
+    match tokens_of(&job, models, now_ms) {
+        Ok(tokens) => {
+            let state = ItemState::Ready {
+                job,
+                tokens: tokens.ids.len(),
+                truncated: tokens.truncated,
+            };
+            (item(state), Some(tokens))
+        }
+        Err(reason) => (item(ItemState::Failed { job, reason }), None),
+    }
+}
+
+fn tokens_of(
+    job: &AdmittedJob,
+    models: &BTreeMap<ModelName, Reading>,
+    now_ms: i64,
+) -> Result<Tokens, Reason> {
+    if let Some(late_ms) = job
+        .deadline_ms
+        .map(|deadline_ms| now_ms - deadline_ms)
+        .filter(|late_ms| *late_ms >= 0)
+    {
+        let message = format!("the deadline passed {late_ms} ms before the job's turn");
+        return Err(Reason {
+            code: ReasonCode::DeadlinePassed,
+            message,
+        });
+    }
+    let Some(model) = models.get(&job.model) else {
+        let message = format!("no processor of this pool has model `{}`", job.model);
+        return Err(Reason {
+            code: ReasonCode::UnknownModel,
+            message,
+        });
+    };
+    model.tokenizer.tokenize(&job.input).map_err(|error| Reason {
+        code: ReasonCode::InferenceFailed,
+        message: format!("the input could not be tokenized: {error}"),
+    })
+}
+
+fn batches(model: &ModelName, texts: Vec<(usize, Tokens)>, batch_tokens_max: usize) -> Vec<MicroBatch> {
+    let lengths: Vec<usize> = texts.iter().map(|(_, tokens)| tokens.ids.len()).collect();
+    let mut texts: Vec<Option<(usize, Tokens)>> = texts.into_iter().map(Some).collect();
+    batcher::cut(&lengths, batch_tokens_max)
+        .into_iter()
+        .map(|batch| {
+            let (members, texts) = batch.into_iter().filter_map(|index| texts[index].take()).unzip();
+            MicroBatch {
+                model: model.clone(),
+                members,
+                texts,
+            }
+        })
+        .collect()
+}
+
+fn with_source(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
+}

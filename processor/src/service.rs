@@ -1,0 +1,284 @@
+//! The loop, and the threads that it feeds.
+//!
+//! ```text
+//! Reader ─▶ lanes ─▶ window ─▶ prepare ─▶ device ─▶ commit
+//!  router (a task)            a thread   a thread   a task
+//! ```
+//!
+//! Each arrow after `window` is a channel of one, so that while the device runs one window, the next is ready and the
+//! last is being committed.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+    time::Instant,
+};
+
+use schemas::{ModelName, ModelTerms, Pool, TopicNames};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use topics::{Committer, Error, Event, Reader, Subscription, TopicPattern, Topics};
+
+use crate::{
+    device::{Device, Inferred},
+    lanes::{Budget, Lanes, Limits, Waiting},
+    metric_names,
+    model::Model,
+    outcomes::{self, Context},
+    pace::Pace,
+    prepare::{Prepared, Reading, prepare},
+};
+
+/// Windows that may stand between two stages: one, so that the next stage never waits and little is under way.
+const WINDOWS_BETWEEN: usize = 1;
+
+/// How a processor works.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The consumer group, to which the pool's name is added. Every processor of one pipeline has the same.
+    pub group: String,
+    /// Which tenants' work to do: those whose policy names this pool.
+    pub pool: Pool,
+    /// How long the device should work on one window. Longer costs less in commits; shorter lets turns come sooner.
+    pub window_ms: u64,
+    /// A window has at most this many jobs.
+    pub window_jobs_max: usize,
+    /// A window has at most this many bytes of records.
+    pub window_bytes_max: usize,
+    /// A micro-batch has at most this many tokens, padding included.
+    pub batch_tokens_max: usize,
+    /// A tenant with this many bytes waiting in memory is paused: its backlog waits on its topic.
+    pub lane_bytes_max: usize,
+    /// The same for all tenants together.
+    pub lanes_bytes_max: usize,
+}
+
+/// A model and what it costs.
+pub struct Served {
+    /// The model.
+    pub model: Model,
+    /// What it does, and what it costs.
+    pub terms: ModelTerms,
+}
+
+/// Turns admitted jobs into outcomes on a device.
+pub struct Service {
+    config: Config,
+    topics: Arc<dyn Topics>,
+    context: Arc<Context>,
+    /// Held by the device thread while the service runs.
+    device: Arc<Mutex<Device>>,
+}
+
+impl Service {
+    /// Serves `models` to the tenants of one pool. `run` tells this start from any other, in the ids of micro-batches.
+    pub fn new(
+        config: Config,
+        topics: Arc<dyn Topics>,
+        names: TopicNames,
+        currency: String,
+        models: BTreeMap<ModelName, Served>,
+        run: String,
+    ) -> Self {
+        let (mut readings, mut encoders) = (BTreeMap::new(), BTreeMap::new());
+        for (name, Served { model, terms }) in models {
+            readings.insert(
+                name.clone(),
+                Reading {
+                    tokenizer: model.tokenizer,
+                    digest: model.digest,
+                    terms,
+                },
+            );
+            encoders.insert(name, model.encoder);
+        }
+        let context = Arc::new(Context {
+            names,
+            models: readings,
+            currency,
+        });
+        let device = Arc::new(Mutex::new(Device::new(encoders, run)));
+        Self {
+            config,
+            topics,
+            context,
+            device,
+        }
+    }
+
+    /// The consumer group of the processors of `config`'s pool.
+    pub fn group(config: &Config) -> String {
+        format!("{}-{}", config.group, config.pool)
+    }
+
+    /// What the processors of `pool` read.
+    pub fn subscription(pool: &Pool, names: &TopicNames) -> Subscription {
+        Subscription {
+            patterns: vec![TopicPattern::Under(names.work_prefix(pool))],
+        }
+    }
+
+    /// Works until `shutdown`, then finishes the windows under way, commits them and leaves the group. Calls `ready` once
+    /// it reads.
+    ///
+    /// # Errors
+    /// Those of the topics. After a retryable one, run again: it goes on from the committed positions.
+    pub async fn run(
+        &self,
+        shutdown: CancellationToken,
+        ready: &(dyn Fn() + Send + Sync),
+    ) -> Result<(), Error> {
+        let subscription = Self::subscription(&self.config.pool, &self.context.names);
+        let (mut reader, committer) = self
+            .topics
+            .stage(&Self::group(&self.config), &subscription)
+            .await?;
+        ready();
+        let most = Budget {
+            records_max: self.config.window_jobs_max,
+            bytes_max: self.config.window_bytes_max,
+        };
+        let pace = Pace::new(self.config.window_ms, most, FIRST_WINDOW_BYTES);
+        let (budget_sender, budget) = watch::channel(pace.budget());
+        let (windows, windows_receiver) = mpsc::channel(WINDOWS_BETWEEN);
+        let (prepared, prepared_receiver) = mpsc::channel(WINDOWS_BETWEEN);
+        let (inferred, inferred_receiver) = mpsc::channel(WINDOWS_BETWEEN);
+        let preparing = self.spawn_preparing(windows_receiver, prepared);
+        let inferring = self.spawn_inferring(prepared_receiver, inferred, pace, budget_sender);
+        let committing = tokio::spawn(commit(inferred_receiver, committer, Arc::clone(&self.context)));
+
+        let routed = self.route(reader.as_mut(), windows, &budget, shutdown).await;
+        let joined = tokio::task::spawn_blocking(move || (preparing.join(), inferring.join()));
+        let committed = committing
+            .await
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+        match joined.await {
+            Ok((Ok(()), Ok(()))) => {}
+            Ok((Err(panic), _) | (_, Err(panic))) => std::panic::resume_unwind(panic),
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        }
+        committed?;
+        routed?;
+        reader.close().await
+    }
+
+    /// Moves records into lanes and windows out of them, until `shutdown` or until a later stage has failed. It never
+    /// waits for the device, so that the reader is never left alone.
+    async fn route(
+        &self,
+        reader: &mut dyn Reader,
+        windows: mpsc::Sender<Vec<Waiting>>,
+        budget: &watch::Receiver<Budget>,
+        shutdown: CancellationToken,
+    ) -> Result<(), Error> {
+        let limits = Limits {
+            lane_bytes_max: self.config.lane_bytes_max,
+            all_bytes_max: self.config.lanes_bytes_max,
+        };
+        let mut lanes = Lanes::new(limits);
+        loop {
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return Ok(()),
+                place = windows.reserve(), if !lanes.is_empty() => {
+                    let Ok(place) = place else { return Ok(()) };
+                    place.send(lanes.take(*budget.borrow()));
+                    let resumable = lanes.resumable();
+                    if !resumable.is_empty() {
+                        reader.resume(&resumable)?;
+                    }
+                    metrics::gauge!(metric_names::LANES_BYTES).set(lanes.bytes() as f64);
+                }
+                () = windows.closed() => return Ok(()),
+                event = reader.next() => match event? {
+                    Event::Assigned(partitions) => tracing::info!(?partitions, "partitions assigned"),
+                    Event::Revoked(partitions) => {
+                        tracing::info!(?partitions, "partitions revoked");
+                        lanes.forget(&partitions);
+                    }
+                    Event::Records(chunk) => {
+                        let partition = chunk.partition.clone();
+                        let tenant = self.context.names.tenant_of_work(&self.config.pool, &partition.topic.name);
+                        let Some(tenant) = tenant else {
+                            return Err(Error::Invalid {
+                                what: format!("topic `{}`", partition.topic.name),
+                                detail: "is among the work topics, and its name ends in no possible tenant: delete it".to_owned(),
+                            });
+                        };
+                        if lanes.push(&tenant, chunk) {
+                            reader.pause(&[partition])?;
+                        }
+                    }
+                },
+            }
+        }
+    }
+
+    fn spawn_preparing(
+        &self,
+        mut windows: mpsc::Receiver<Vec<Waiting>>,
+        prepared: mpsc::Sender<Prepared>,
+    ) -> std::thread::JoinHandle<()> {
+        let (context, batch_tokens_max) = (Arc::clone(&self.context), self.config.batch_tokens_max);
+        spawn("prepare", move || {
+            while let Some(window) = windows.blocking_recv() {
+                let now_ms = chrono::Utc::now().timestamp_millis();
+                let ready = prepare(window, &context.models, batch_tokens_max, now_ms);
+                if prepared.blocking_send(ready).is_err() {
+                    return;
+                }
+            }
+        })
+    }
+
+    fn spawn_inferring(
+        &self,
+        mut prepared: mpsc::Receiver<Prepared>,
+        inferred: mpsc::Sender<Inferred>,
+        mut pace: Pace,
+        budget: watch::Sender<Budget>,
+    ) -> std::thread::JoinHandle<()> {
+        let device = Arc::clone(&self.device);
+        spawn("device", move || {
+            let mut device = device.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            while let Some(window) = prepared.blocking_recv() {
+                let bytes = window.bytes;
+                let answered = device.infer(window);
+                pace.observe(bytes, answered.device_ms);
+                budget.send_replace(pace.budget());
+                if inferred.blocking_send(answered).is_err() {
+                    return;
+                }
+            }
+        })
+    }
+}
+
+/// The size of a window before the device's speed is known, and the least size ever.
+const FIRST_WINDOW_BYTES: usize = 16 << 10;
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> std::thread::JoinHandle<()> {
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(work)
+        .expect("the system has room for a thread")
+}
+
+async fn commit(
+    mut inferred: mpsc::Receiver<Inferred>,
+    mut committer: Box<dyn Committer>,
+    context: Arc<Context>,
+) -> Result<(), Error> {
+    while let Some(window) = inferred.recv().await {
+        let began = Instant::now();
+        let steps = outcomes::steps(window, &context, chrono::Utc::now().timestamp_millis());
+        let committed = committer.append_and_commit(steps).await?;
+        if !committed.left_out.is_empty() {
+            tracing::info!(partitions = ?committed.left_out, "outcomes left to the partitions' new owner");
+        }
+        metrics::histogram!(metric_names::COMMIT_SECONDS).record(began.elapsed().as_secs_f64());
+    }
+    Ok(())
+}
