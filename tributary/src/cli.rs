@@ -1,0 +1,105 @@
+//! What a user types, and how answers are printed.
+
+use std::{io::Write, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::Sources;
+
+/// Multi-tenant batch inference: jobs from Kafka, a model in process, results and bills as plain Parquet.
+///
+/// Start with `tributary demo`. Then `tributary up` runs the whole pipeline in one process, with an HTTP door; and
+/// `ingest`, `processor` and `sink` run one service each, on Kafka and an object store.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) sources: Sources,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run the jobs of three tenants through the whole pipeline, and say what came of them
+    Demo(DemoArgs),
+    /// Run the whole pipeline in this process: local topics, and jobs over HTTP
+    ///
+    /// Jobs are taken at POST /v1/jobs, a JSON object a line, and each line is answered:
+    ///
+    ///   curl --data-binary @jobs.jsonl http://127.0.0.1:8080/v1/jobs
+    #[command(verbatim_doc_comment)]
+    Up,
+    /// Run ingest: decide which jobs may run
+    Ingest,
+    /// Run a processor: turn admitted jobs into outcomes on a device
+    Processor,
+    /// Run a sink: write outcomes as Parquet
+    Sink,
+    /// Send a file of jobs, one a line, to Kafka or to a running `up`
+    Submit(SubmitArgs),
+    /// Prove from the files of the lake alone: no gap, no overlap, no duplicate, for every tenant
+    ///
+    /// Exits with 1 where an offence was found, and names it.
+    Verify(VerifyArgs),
+    /// Print the configuration in force, secrets hidden
+    Config,
+    /// Ask a running service for its health; exits with 1 unless it is well
+    Health(HealthArgs),
+    /// Print shell completions
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    /// Jobs of your own, one JSON object a line, of the tenants acme, globex and initech
+    #[arg(long, value_name = "FILE")]
+    pub(crate) jobs: Option<PathBuf>,
+    /// The folder of the lake; a second run adds to it
+    #[arg(long, value_name = "DIR", default_value = "lake")]
+    pub(crate) lake: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SubmitArgs {
+    /// The file of jobs, one JSON object a line; `-` for standard input
+    #[arg(value_name = "FILE")]
+    pub(crate) jobs: PathBuf,
+    /// Where a running `up` or `ingest` listens; left out: Kafka where topics.kind says so, otherwise http.listen
+    #[arg(long, value_name = "URL")]
+    pub(crate) to: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
+    /// The lake: a folder or a URL; left out: sink.url
+    #[arg(value_name = "LAKE")]
+    pub(crate) lake: Option<String>,
+    /// Read the rows too, not only the files' footers: duplicates, the join of results and costs, sums of device time
+    #[arg(long)]
+    pub(crate) data: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct HealthArgs {
+    /// Where the service listens
+    #[arg(long, default_value = "http://127.0.0.1:8080")]
+    pub(crate) url: String,
+}
+
+/// Prints to standard output. A reader that has gone away is no error.
+pub(crate) fn print(text: &str) -> anyhow::Result<()> {
+    match writeln!(std::io::stdout(), "{text}") {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        result => Ok(result?),
+    }
+}
+
+/// Prints an error with its causes to standard error.
+pub(crate) fn print_error(error: &anyhow::Error) {
+    // Where standard error is gone, nobody is left to tell.
+    let _ = writeln!(std::io::stderr(), "tributary: {error:#}");
+}

@@ -1,0 +1,544 @@
+//! The configuration: a commented default compiled in, a file, the environment, flags, in that order.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, bail};
+use figment::{
+    Figment,
+    error::Kind,
+    providers::{Env, Format, Toml},
+    value::Value,
+};
+use processor::model::ModelConfig;
+use rust_decimal::Decimal;
+use schemas::{ModelName, ModelTerms, Policies, Pool, Tenant, TenantPolicy, TopicName, TopicNames};
+use serde::{Deserialize, Deserializer, Serialize};
+
+const DEFAULT: &str = include_str!("../default.toml");
+const EXAMPLE: &str = include_str!("../example.toml");
+const ENV_PREFIX: &str = "TRIBUTARY__";
+/// A price has at most this many decimals, so that a price times nanoseconds is exact.
+const PRICE_DECIMALS_MAX: u32 = 9;
+
+/// Everything that can be set. The meaning of each setting stands in `default.toml`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Config {
+    pub(crate) currency: String,
+    pub(crate) input_bytes_max: usize,
+    pub(crate) topics: TopicsSection,
+    #[serde(default)]
+    pub(crate) models: BTreeMap<ModelName, ModelSection>,
+    #[serde(default)]
+    pub(crate) tenants: BTreeMap<Tenant, TenantSection>,
+    pub(crate) ingest: ingest::Config,
+    pub(crate) processor: ProcessorSection,
+    pub(crate) sink: sink::Config,
+    pub(crate) http: HttpSection,
+    pub(crate) log: LogSection,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct TopicsSection {
+    pub(crate) kind: TopicsKind,
+    pub(crate) path: PathBuf,
+    pub(crate) jobs: TopicName,
+    pub(crate) jobs_partitions: u32,
+    pub(crate) prefix: String,
+    pub(crate) delivery: Delivery,
+    pub(crate) instance: String,
+    pub(crate) replication_factor: u16,
+    pub(crate) kafka: Properties,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum TopicsKind {
+    Local,
+    Kafka,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Delivery {
+    Transactional,
+    Idempotent,
+}
+
+/// Settings of librdkafka by their dotted names. A TOML key without quotes (`bootstrap.servers = …`) makes tables, and an
+/// environment variable cannot have dots (`BOOTSTRAP_SERVERS`): both are understood.
+#[derive(Debug, Clone, Default, Serialize)]
+#[serde(transparent)]
+pub(crate) struct Properties(pub(crate) BTreeMap<String, String>);
+
+impl<'de> Deserialize<'de> for Properties {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        use serde_json::Value;
+        fn flatten(prefix: &str, value: &Value, into: &mut BTreeMap<String, String>) -> Result<(), String> {
+            let text = match value {
+                Value::Object(entries) => {
+                    return entries.iter().try_for_each(|(key, value)| {
+                        let key = key.replace('_', ".");
+                        flatten(
+                            &if prefix.is_empty() {
+                                key
+                            } else {
+                                format!("{prefix}.{key}")
+                            },
+                            value,
+                            into,
+                        )
+                    });
+                }
+                Value::String(text) => text.clone(),
+                Value::Bool(flag) => flag.to_string(),
+                Value::Number(number) => number.to_string(),
+                Value::Array(_) | Value::Null => {
+                    return Err(format!("`{prefix}` must be a text, a number or a flag"));
+                }
+            };
+            into.insert(prefix.to_owned(), text);
+            Ok(())
+        }
+        let mut properties = BTreeMap::new();
+        flatten("", &Value::deserialize(deserializer)?, &mut properties).map_err(serde::de::Error::custom)?;
+        Ok(Self(properties))
+    }
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ModelSection {
+    pub(crate) source: String,
+    #[serde(default)]
+    pub(crate) task: schemas::Task,
+    pub(crate) price_per_device_second: Decimal,
+    #[serde(default)]
+    pub(crate) dtype: processor::model::Dtype,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) tokens_max: Option<usize>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct TenantSection {
+    #[serde(default)]
+    pub(crate) pool: Pool,
+    #[serde(default = "one_partition")]
+    pub(crate) partitions: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) models: Option<BTreeSet<ModelName>>,
+}
+
+fn one_partition() -> u32 {
+    1
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ProcessorSection {
+    pub(crate) group: String,
+    pub(crate) pool: Pool,
+    pub(crate) device: processor::model::DeviceChoice,
+    pub(crate) window_ms: u64,
+    pub(crate) window_jobs_max: usize,
+    pub(crate) window_bytes_max: usize,
+    pub(crate) batch_tokens_max: usize,
+    pub(crate) lane_bytes_max: usize,
+    pub(crate) lanes_bytes_max: usize,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct HttpSection {
+    pub(crate) listen: String,
+    pub(crate) body_bytes_max: usize,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct LogSection {
+    pub(crate) format: LogFormat,
+    pub(crate) filter: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum LogFormat {
+    Auto,
+    Human,
+    Json,
+}
+
+/// What the command line says of the configuration.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub(crate) struct Sources {
+    /// A file of settings, on top of the defaults
+    #[arg(long, short, value_name = "FILE", global = true, env = "TRIBUTARY_CONFIG")]
+    pub(crate) config: Option<PathBuf>,
+    /// One setting, on top of the file and the environment; may be given again
+    #[arg(long, value_name = "KEY=VALUE", global = true)]
+    pub(crate) set: Vec<String>,
+}
+
+/// Whether the example's tenants and models are there too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Example {
+    /// Only what is configured.
+    Never,
+    /// Where no tenant is configured.
+    WhereNoTenant,
+    /// Always.
+    Always,
+}
+
+impl Config {
+    /// Reads the configuration from all its sources.
+    pub(crate) fn load(sources: &Sources, example: Example) -> anyhow::Result<Self> {
+        let own = Self::own(sources)?;
+        let no_tenant = own.find_value("tenants").is_err();
+        let with_example = example == Example::Always || example == Example::WhereNoTenant && no_tenant;
+        let base = Figment::new().merge(Toml::string(DEFAULT));
+        let base = if with_example {
+            base.merge(Toml::string(EXAMPLE))
+        } else {
+            base
+        };
+        let config: Self = base.merge(own).extract().map_err(|error| explain(&error))?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// What was configured, without the defaults.
+    fn own(sources: &Sources) -> anyhow::Result<Figment> {
+        let mut own = Figment::new();
+        if let Some(path) = &sources.config {
+            own = own.merge(Toml::string(&read(path)?));
+        }
+        own = own.merge(Env::prefixed(ENV_PREFIX).split("__"));
+        for setting in &sources.set {
+            let Some((key, value)) = setting.split_once('=') else {
+                bail!("--set `{setting}` is not of the form KEY=VALUE, such as sink.url=/data/lake");
+            };
+            let value: Value = value.parse().expect("any text is a value");
+            own = own.merge((key, value));
+        }
+        Ok(own)
+    }
+
+    fn validate(&self) -> anyhow::Result<()> {
+        for (name, model) in &self.models {
+            let price = model.price_per_device_second.normalize();
+            if price.is_sign_negative() || price.scale() > PRICE_DECIMALS_MAX {
+                bail!(
+                    "models.{name}.price_per_device_second is {price}: it must not be negative, and have at most {PRICE_DECIMALS_MAX} decimals"
+                );
+            }
+        }
+        for (name, tenant) in &self.tenants {
+            if name.is_unclaimed() {
+                bail!("tenants.unclaimed: the name is reserved for the outcomes of jobs of unknown tenants");
+            }
+            if tenant.partitions == 0 {
+                bail!("tenants.{name}.partitions is 0: a tenant's topics need at least one partition");
+            }
+            if let Some(unknown) = tenant
+                .models
+                .iter()
+                .flatten()
+                .find(|model| !self.models.contains_key(model))
+            {
+                bail!(
+                    "tenants.{name}.models names `{unknown}`, which is not configured: add [models.{unknown}]"
+                );
+            }
+        }
+        TopicNames::new(&self.topics.jobs, &self.topics.prefix).context("topics.jobs or topics.prefix")?;
+        Ok(())
+    }
+
+    /// Refuses a configuration under which every job would be rejected.
+    pub(crate) fn require_tenants_and_models(&self) -> anyhow::Result<()> {
+        if self.tenants.is_empty() {
+            bail!(
+                "no tenant is configured, so every job would be rejected: add [tenants.<name>] to the --config file"
+            );
+        }
+        if self.models.is_empty() {
+            bail!(
+                "no model is configured, so every job would be rejected: add [models.<name>] to the --config file"
+            );
+        }
+        Ok(())
+    }
+
+    /// What decisions are made from.
+    pub(crate) fn policies(&self) -> Policies {
+        let tenant = |section: &TenantSection| TenantPolicy {
+            pool: section.pool.clone(),
+            partitions: section.partitions,
+            models: section.models.clone(),
+        };
+        Policies {
+            topics: TopicNames::new(&self.topics.jobs, &self.topics.prefix)
+                .expect("the configuration is validated"),
+            tenants: self
+                .tenants
+                .iter()
+                .map(|(name, section)| (name.clone(), tenant(section)))
+                .collect(),
+            models: self
+                .models
+                .iter()
+                .map(|(name, section)| (name.clone(), section.terms()))
+                .collect(),
+            input_bytes_max: self.input_bytes_max,
+            currency: self.currency.clone(),
+        }
+    }
+
+    /// The configuration as TOML, with secrets replaced.
+    pub(crate) fn to_toml(&self) -> anyhow::Result<String> {
+        let mut value = toml::Value::try_from(self)?;
+        redact(&mut value);
+        Ok(toml::to_string(&value)?)
+    }
+}
+
+#[cfg(feature = "kafka")]
+impl TopicsSection {
+    pub(crate) fn kafka_settings(&self) -> topics::kafka::Settings {
+        topics::kafka::Settings {
+            properties: self.kafka.0.clone(),
+            delivery: match self.delivery {
+                Delivery::Transactional => topics::kafka::Delivery::Transactional,
+                Delivery::Idempotent => topics::kafka::Delivery::Idempotent,
+            },
+            instance: self.instance.clone(),
+            replication_factor: self.replication_factor,
+        }
+    }
+}
+
+impl ModelSection {
+    pub(crate) fn terms(&self) -> ModelTerms {
+        ModelTerms {
+            task: self.task,
+            price_per_device_second: self.price_per_device_second,
+        }
+    }
+
+    pub(crate) fn model(&self) -> ModelConfig {
+        ModelConfig {
+            source: self.source.clone(),
+            task: self.task,
+            dtype: self.dtype,
+            tokens_max: self.tokens_max,
+        }
+    }
+}
+
+impl ProcessorSection {
+    pub(crate) fn service(&self) -> processor::Config {
+        processor::Config {
+            group: self.group.clone(),
+            pool: self.pool.clone(),
+            window_ms: self.window_ms,
+            window_jobs_max: self.window_jobs_max,
+            window_bytes_max: self.window_bytes_max,
+            batch_tokens_max: self.batch_tokens_max,
+            lane_bytes_max: self.lane_bytes_max,
+            lanes_bytes_max: self.lanes_bytes_max,
+        }
+    }
+}
+
+fn read(path: &Path) -> anyhow::Result<String> {
+    std::fs::read_to_string(path)
+        .with_context(|| format!("configuration file `{}` cannot be read", path.display()))
+}
+
+/// Says what is wrong with a setting, where it came from, and which known one is nearest to an unknown one.
+fn explain(error: &figment::Error) -> anyhow::Error {
+    let key = error.path.join(".");
+    let from = error
+        .metadata
+        .as_ref()
+        .map(|metadata| metadata.name.to_string())
+        .unwrap_or_default();
+    let problem = match &error.kind {
+        Kind::UnknownField(unknown, known) => {
+            let whole = |field: &str| match error.path.split_last() {
+                Some((last, above)) if last == unknown => [above.join("."), field.to_owned()].join("."),
+                _ if key.is_empty() => field.to_owned(),
+                _ => format!("{key}.{field}"),
+            };
+            let nearest = known
+                .iter()
+                .map(|field| (strsim::normalized_damerau_levenshtein(unknown, field), *field))
+                .max_by(|one, other| one.0.total_cmp(&other.0));
+            let hint = match nearest {
+                Some((likeness, field)) if likeness > 0.5 => {
+                    format!("did you mean `{}`?", whole(field).trim_start_matches('.'))
+                }
+                _ => format!("known ones are: {}", known.join(", ")),
+            };
+            format!(
+                "unknown setting `{}`: {hint}",
+                whole(unknown).trim_start_matches('.')
+            )
+        }
+        kind if key.is_empty() => kind.to_string(),
+        kind => format!("setting `{key}`: {kind}"),
+    };
+    if from.contains("environment") {
+        anyhow::anyhow!("{problem} (from the {from})")
+    } else {
+        anyhow::anyhow!("{problem}")
+    }
+}
+
+const SECRET_WORDS: [&str; 7] = [
+    "password",
+    "secret",
+    "token",
+    "credential",
+    "key.pem",
+    "access_key",
+    "sas_key",
+];
+const NOT_SECRET: [&str; 5] = [
+    "tokens_max",
+    "batch_tokens_max",
+    "access_key_id",
+    "sasl.oauthbearer.token.endpoint.url",
+    "aws_access_key_id",
+];
+
+fn redact(value: &mut toml::Value) {
+    let toml::Value::Table(table) = value else { return };
+    for (key, value) in table.iter_mut() {
+        let name = key.to_lowercase();
+        let secret =
+            SECRET_WORDS.iter().any(|word| name.contains(word)) && !NOT_SECRET.contains(&name.as_str());
+        match value {
+            toml::Value::Table(_) => redact(value),
+            value if secret => *value = toml::Value::String("<hidden>".to_owned()),
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(file: &str, set: &[&str]) -> anyhow::Result<Config> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tributary.toml");
+        std::fs::write(&path, file).unwrap();
+        let set = set.iter().map(ToString::to_string).collect();
+        Config::load(
+            &Sources {
+                config: Some(path),
+                set,
+            },
+            Example::Never,
+        )
+    }
+
+    fn complaint(file: &str) -> String {
+        format!("{:#}", load(file, &[]).unwrap_err())
+    }
+
+    #[test]
+    fn the_compiled_in_default_and_the_example_are_valid() {
+        let config = Config::load(&Sources::default(), Example::WhereNoTenant).unwrap();
+        assert_eq!(config.tenants.len(), 3);
+        config.require_tenants_and_models().unwrap();
+        assert!(
+            Config::load(&Sources::default(), Example::Never)
+                .unwrap()
+                .require_tenants_and_models()
+                .is_err()
+        );
+    }
+
+    #[test]
+    fn a_configured_tenant_takes_the_place_of_the_examples() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tributary.toml");
+        std::fs::write(&path, "[tenants.umbrella]\npartitions = 3\n").unwrap();
+        let sources = Sources {
+            config: Some(path),
+            set: Vec::new(),
+        };
+        let config = Config::load(&sources, Example::WhereNoTenant).unwrap();
+        assert_eq!(
+            config.tenants.keys().map(Tenant::as_str).collect::<Vec<_>>(),
+            ["umbrella"]
+        );
+    }
+
+    #[test]
+    fn a_flag_outranks_the_file() {
+        let config = load("[sink]\nurl = 'a'\nflush_interval_ms = 7\n", &["sink.url=b"]).unwrap();
+        assert_eq!(
+            (config.sink.url.as_str(), config.sink.flush_interval_ms),
+            ("b", 7)
+        );
+    }
+
+    #[test]
+    fn an_unknown_setting_is_refused_with_the_nearest_known_one() {
+        assert_eq!(
+            complaint("[sink]\nulr = 'x'\n"),
+            "unknown setting `sink.ulr`: did you mean `sink.url`?"
+        );
+        assert_eq!(
+            complaint("curency = 'x'\n"),
+            "unknown setting `curency`: did you mean `currency`?"
+        );
+        assert!(complaint("[tenants.acme]\nweigth = 1\n").contains("tenants.acme.weigth"));
+    }
+
+    #[test]
+    fn a_wrong_value_names_its_setting() {
+        assert!(complaint("[topics]\nkind = 'rabbit'\n").contains("topics.kind"));
+        assert!(complaint("[tenants.'../acme']\n").contains("must match [a-z]"));
+        assert!(complaint("[tenants.unclaimed]\n").contains("reserved"));
+        assert!(complaint("[tenants.acme]\npartitions = 0\n").contains("at least one partition"));
+        assert!(complaint("[tenants.acme]\nmodels = ['x']\n").contains("[models.x]"));
+        let price = "[models.m]\nsource = 'x'\nprice_per_device_second = '0.0000000001'\n";
+        assert!(complaint(price).contains("at most 9 decimals"));
+    }
+
+    #[test]
+    fn kafka_settings_may_be_quoted_or_not() {
+        let file = "[topics.kafka]\n\"ssl.ca.location\" = '/ca'\nbootstrap.servers = 'b:1'\nlinger.ms = 5\n";
+        let config = load(file, &["topics.kafka.sasl_password=hush"]).unwrap();
+        let kafka = &config.topics.kafka.0;
+        assert_eq!(kafka["bootstrap.servers"], "b:1");
+        assert_eq!(kafka["ssl.ca.location"], "/ca");
+        assert_eq!(kafka["linger.ms"], "5");
+        assert_eq!(kafka["sasl.password"], "hush");
+    }
+
+    #[test]
+    fn secrets_are_never_printed() {
+        let file = "[sink.options]\naws_secret_access_key = 'hush'\naws_access_key_id = 'AKIA'\n";
+        let printed = load(file, &["topics.kafka.sasl_password=hush"])
+            .unwrap()
+            .to_toml()
+            .unwrap();
+        assert!(!printed.contains("hush"), "{printed}");
+        assert!(
+            printed.contains("AKIA") && printed.contains("batch_tokens_max = 2048"),
+            "{printed}"
+        );
+    }
+}

@@ -1,0 +1,100 @@
+//! What is served over HTTP: health, metrics, and beside ingest the door for jobs.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use axum::{
+    Json, Router,
+    body::Body,
+    extract::{DefaultBodyLimit, State},
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use bytes::Bytes;
+use ingest::{Answer, HttpDoor};
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::{config::HttpSection, health::Health};
+
+/// What the routes look at.
+#[derive(Clone)]
+pub(crate) struct Served {
+    pub(crate) health: Health,
+    pub(crate) metrics: PrometheusHandle,
+    /// Where jobs come in; none in a process without ingest.
+    pub(crate) door: Option<Arc<HttpDoor>>,
+}
+
+/// Opens the address to listen on.
+pub(crate) async fn bind(section: &HttpSection) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(&section.listen).await.with_context(|| {
+        format!(
+            "cannot listen on {}: choose another with --set http.listen=…",
+            section.listen
+        )
+    })
+}
+
+/// Serves until `shutdown`.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    served: Served,
+    body_bytes_max: usize,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let router = Router::new()
+        .route("/health", get(health))
+        .route(
+            "/metrics",
+            get(|State(served): State<Served>| async move { served.metrics.render() }),
+        )
+        .route("/v1/jobs", post(jobs))
+        .layer(DefaultBodyLimit::max(body_bytes_max))
+        .with_state(served);
+    Ok(axum::serve(listener, router)
+        .with_graceful_shutdown(async move { shutdown.cancelled().await })
+        .await?)
+}
+
+async fn health(State(served): State<Served>) -> Response {
+    let (report, well) = served.health.report();
+    let status = if well {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    (status, Json(report)).into_response()
+}
+
+/// Takes jobs, a JSON object a line, and answers each line: 202 where all were accepted, 207 where some were, 400 where
+/// none was.
+async fn jobs(State(served): State<Served>, body: Bytes) -> Response {
+    let Some(door) = &served.door else {
+        return (StatusCode::NOT_FOUND, "jobs are taken where ingest runs\n").into_response();
+    };
+    let answers = door.accept(&body, chrono::Utc::now().timestamp_millis()).await;
+    let accepted = answers.iter().filter(|answer| answer.is_accepted()).count();
+    let status = match accepted {
+        0 => StatusCode::BAD_REQUEST,
+        some if some == answers.len() => StatusCode::ACCEPTED,
+        _ => StatusCode::MULTI_STATUS,
+    };
+    (
+        status,
+        [(header::CONTENT_TYPE, "application/x-ndjson")],
+        Body::from(lines(&answers)),
+    )
+        .into_response()
+}
+
+fn lines(answers: &[Answer]) -> String {
+    let mut text = String::new();
+    for answer in answers {
+        text.push_str(&serde_json::to_string(answer).expect("an answer has only types that JSON can hold"));
+        text.push('\n');
+    }
+    text
+}

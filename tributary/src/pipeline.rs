@@ -1,0 +1,222 @@
+//! Puts services together: the chosen ones, on the configured topics, supervised.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use anyhow::{Context, bail};
+use ingest::HttpDoor;
+use metrics_exporter_prometheus::PrometheusBuilder;
+use schemas::{ModelName, Policies};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use topics::{TopicSpec, Topics, local::LocalTopics};
+
+use crate::{
+    config::{Config, TopicsKind},
+    health::{Health, State},
+    http, shutdown,
+    supervise::keep_running,
+};
+
+/// A service that this process can run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Stage {
+    Ingest,
+    Processor,
+    Sink,
+}
+
+/// Runs `stages` until SIGINT or SIGTERM.
+pub(crate) async fn serve(config: Config, stages: &[Stage]) -> anyhow::Result<()> {
+    if config.topics.kind == TopicsKind::Local && stages.len() == 1 {
+        bail!(
+            "one service alone needs topics that others reach: set topics.kind to \"kafka\" and topics.kafka.\"bootstrap.servers\", or run all services in one process with `tributary up`"
+        );
+    }
+    if stages.contains(&Stage::Ingest) || stages.contains(&Stage::Processor) {
+        config.require_tenants_and_models()?;
+    }
+    let shutdown = shutdown::on_signal()?;
+    let metrics = PrometheusBuilder::new().install_recorder().context("metrics")?;
+    let listener = http::bind(&config.http).await?;
+    let address = listener.local_addr()?;
+    let health = Health::default();
+    for stage in stages {
+        health.set(stage.name(), State::Starting);
+    }
+    let topics = open_topics(&config)?;
+    let door = match stages.contains(&Stage::Ingest) {
+        true => Some(Arc::new(HttpDoor::new(
+            topics.appender().await?,
+            config.topics.jobs.clone(),
+        ))),
+        false => None,
+    };
+    let served = http::Served {
+        health: health.clone(),
+        metrics,
+        door,
+    };
+    let body_bytes_max = config.http.body_bytes_max;
+    tracing::info!(%address, ?stages, lake = config.sink.url, "started");
+
+    let mut running = JoinSet::new();
+    running.spawn(http::serve(listener, served, body_bytes_max, shutdown.clone()));
+    let config = Arc::new(config);
+    for stage in stages {
+        let (config, topics, health) = (Arc::clone(&config), Arc::clone(&topics), health.clone());
+        let (stage, shutdown) = (*stage, shutdown.clone());
+        running.spawn(async move { run_stage(stage, &config, topics, &health, &shutdown).await });
+    }
+    let mut first_error = Ok(());
+    while let Some(ended) = running.join_next().await {
+        let result = ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+        if let Err(error) = result {
+            shutdown.cancel();
+            first_error = first_error.and(Err(error));
+        }
+    }
+    first_error
+}
+
+/// Runs one service until `shutdown`.
+pub(crate) async fn run_stage(
+    stage: Stage,
+    config: &Config,
+    topics: Arc<dyn Topics>,
+    health: &Health,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<()> {
+    let name = stage.name();
+    let ready = {
+        let health = health.clone();
+        move || health.set(name, State::Running)
+    };
+    let policies = Arc::new(config.policies());
+    match stage {
+        Stage::Ingest => {
+            let service = ingest::Service::new(config.ingest.clone(), Arc::clone(&topics), policies);
+            let (service, jobs) = (Arc::new(service), jobs_topic(config));
+            keep_running(name, health, shutdown, || {
+                let (topics, service, ready) = (Arc::clone(&topics), Arc::clone(&service), ready.clone());
+                let (jobs, shutdown) = (jobs.clone(), shutdown.clone());
+                async move {
+                    topics.ensure(&[jobs]).await?;
+                    service.run(shutdown, &ready).await
+                }
+            })
+            .await
+        }
+        Stage::Processor => {
+            let service = Arc::new(processor(config, Arc::clone(&topics), &policies).await?);
+            keep_running(name, health, shutdown, || {
+                let (topics, service, ready) = (Arc::clone(&topics), Arc::clone(&service), ready.clone());
+                let (specs, shutdown) = (ingest::Service::topic_specs(&policies), shutdown.clone());
+                async move {
+                    topics.ensure(&specs).await?;
+                    service.run(shutdown, &ready).await
+                }
+            })
+            .await
+        }
+        Stage::Sink => {
+            let service = sink::Service::new(config.sink.clone(), topics, policies.topics.clone())?;
+            let service = Arc::new(service);
+            keep_running(name, health, shutdown, || {
+                let (service, ready, shutdown) = (Arc::clone(&service), ready.clone(), shutdown.clone());
+                async move { service.run(shutdown, &ready).await }
+            })
+            .await
+        }
+    }
+}
+
+impl Stage {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Ingest => "ingest",
+            Self::Processor => "processor",
+            Self::Sink => "sink",
+        }
+    }
+}
+
+/// The shared topic of jobs as it is created where it is missing.
+pub(crate) fn jobs_topic(config: &Config) -> TopicSpec {
+    TopicSpec {
+        name: config.topics.jobs.clone(),
+        partitions: config.topics.jobs_partitions,
+        message_bytes_max: None,
+    }
+}
+
+/// The topics that the configuration names.
+pub(crate) fn open_topics(config: &Config) -> anyhow::Result<Arc<dyn Topics>> {
+    match config.topics.kind {
+        TopicsKind::Local => {
+            let path = &config.topics.path;
+            if let Some(folder) = path.parent() {
+                std::fs::create_dir_all(folder)
+                    .with_context(|| format!("folder `{}` of topics.path", folder.display()))?;
+            }
+            Ok(Arc::new(LocalTopics::open(path)?))
+        }
+        #[cfg(feature = "kafka")]
+        TopicsKind::Kafka => Ok(Arc::new(topics::kafka::KafkaTopics::new(
+            config.topics.kafka_settings(),
+        )?)),
+        #[cfg(not(feature = "kafka"))]
+        TopicsKind::Kafka => {
+            bail!(
+                "this build has no Kafka client: build it with --features kafka, or set topics.kind to \"local\""
+            )
+        }
+    }
+}
+
+async fn processor(
+    config: &Config,
+    topics: Arc<dyn Topics>,
+    policies: &Policies,
+) -> anyhow::Result<processor::Service> {
+    let wanted = models_of_pool(config);
+    let (models, device) = (config.models.clone(), config.processor.device);
+    let load = move || -> anyhow::Result<BTreeMap<ModelName, processor::Served>> {
+        let wanted = models.into_iter().filter(|(name, _)| wanted.contains(name));
+        wanted
+            .map(|(name, section)| {
+                let began = std::time::Instant::now();
+                let model = processor::model::load(&name, &section.model(), device)?;
+                tracing::info!(model = %name, digest = %model.digest, seconds = began.elapsed().as_secs_f64(), "model loaded");
+                Ok((name, processor::Served { model, terms: section.terms() }))
+            })
+            .collect()
+    };
+    let models = tokio::task::spawn_blocking(load).await??;
+    Ok(processor::Service::new(
+        config.processor.service(),
+        topics,
+        policies.topics.clone(),
+        policies.currency.clone(),
+        models,
+        uuid::Uuid::new_v4().simple().to_string(),
+    ))
+}
+
+/// The models that some tenant of this processor's pool may use.
+fn models_of_pool(config: &Config) -> BTreeSet<ModelName> {
+    let tenants = config
+        .tenants
+        .values()
+        .filter(|tenant| tenant.pool == config.processor.pool);
+    tenants
+        .flat_map(|tenant| {
+            tenant
+                .models
+                .clone()
+                .unwrap_or_else(|| config.models.keys().cloned().collect())
+        })
+        .collect()
+}

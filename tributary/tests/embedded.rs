@@ -1,0 +1,329 @@
+//! Stories of the embedded pipeline, told through the binary as a user runs it. The model is the pass-through one, which
+//! needs no weights; what the real one answers is tested where it stands, in `processor`.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    io::{BufRead, BufReader},
+    path::Path,
+    process::{Child, Command, Output, Stdio},
+};
+
+const MODEL: &str = "models.minilm.source=passthrough:384";
+
+fn tributary(arguments: &[&str]) -> Output {
+    let output = Command::new(env!("CARGO_BIN_EXE_tributary"))
+        .args(arguments)
+        .output()
+        .unwrap();
+    assert!(output.status.code().is_some(), "ended by a signal: {arguments:?}");
+    output
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+fn demo(lake: &Path, more: &[&str]) -> Output {
+    tributary(&[&["demo", "--lake", lake.to_str().unwrap(), "--set", MODEL], more].concat())
+}
+
+fn verify(lake: &Path) -> String {
+    let output = tributary(&["verify", lake.to_str().unwrap(), "--data"]);
+    assert!(output.status.success(), "{}", stdout(&output));
+    stdout(&output)
+}
+
+#[test]
+fn the_demo_gives_every_line_an_outcome_or_a_dead_letter_and_a_second_run_adds_to_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = demo(folder.path(), &[]);
+    assert!(first.status.success(), "{}", stderr(&first));
+    assert!(
+        stdout(&first).contains("7 lines were no jobs at all"),
+        "{}",
+        stdout(&first)
+    );
+    let report = verify(folder.path());
+    assert!(
+        report.contains(" 560 outcomes") && report.contains("sound: no gap, no overlap, no duplicate"),
+        "{report}"
+    );
+    assert!(!report.contains("not checked"), "{report}");
+
+    let second = demo(folder.path(), &[]);
+    assert!(second.status.success(), "{}", stderr(&second));
+    assert_eq!(
+        job_counts(&stdout(&first)),
+        job_counts(&stdout(&second)),
+        "a run sums up its own jobs only"
+    );
+    assert!(verify(folder.path()).contains(" 1120 outcomes"));
+}
+
+/// The number of jobs of each tenant, from the summary.
+fn job_counts(summary: &str) -> Vec<(String, String)> {
+    let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    let rows = summary.lines().map(words).filter(|words| words.len() == 10);
+    rows.map(|words| (words[0].clone(), words[1].clone())).collect()
+}
+
+#[test]
+fn a_users_own_jobs_run_whatever_is_among_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let jobs = folder.path().join("jobs.jsonl");
+    let good = r#"{"id":"a","tenant":"acme","model":"minilm","input":"Hello"}"#;
+    let huge = format!(
+        r#"{{"id":"b","tenant":"acme","model":"minilm","input":"{}"}}"#,
+        "x".repeat(20 << 20)
+    );
+    let bytes = [
+        good.as_bytes(),
+        b"\n\xff\xfe\n\n",
+        huge.as_bytes(),
+        b"\n",
+        good.as_bytes(),
+    ]
+    .concat();
+    std::fs::write(&jobs, bytes).unwrap();
+    let output = demo(&folder.path().join("lake"), &["--jobs", jobs.to_str().unwrap()]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let text = stdout(&output);
+    assert!(
+        text.contains("1 input_too_large") && text.contains("1 lines were no jobs"),
+        "{text}"
+    );
+    assert!(verify(&folder.path().join("lake")).contains(" 3 outcomes"));
+}
+
+#[test]
+fn verify_names_what_was_tampered_with() {
+    let folder = tempfile::tempdir().unwrap();
+    assert!(demo(folder.path(), &[]).status.success());
+    let ranges = files(&folder.path().join("_ranges"));
+    let results = files(&folder.path().join("results"));
+    let offence = |change: &dyn Fn(), undo: &dyn Fn()| {
+        change();
+        let output = tributary(&["verify", folder.path().to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(1), "{}", stdout(&output));
+        undo();
+        stdout(&output)
+    };
+    let (file, elsewhere) = (results[0].clone(), folder.path().join("elsewhere"));
+    let stranger = file.with_file_name("stranger.parquet");
+    let copied = offence(&|| assert!(std::fs::copy(&file, &stranger).unwrap() > 0), &|| {
+        std::fs::remove_file(&stranger).unwrap()
+    });
+    assert!(copied.contains("no range names"), "{copied}");
+    let bytes = std::fs::read(&file).unwrap();
+    let cut = offence(
+        &|| std::fs::write(&file, &bytes[..bytes.len() / 2]).unwrap(),
+        &|| std::fs::write(&file, &bytes).unwrap(),
+    );
+    assert!(cut.contains("no readable Parquet"), "{cut}");
+    let range = std::fs::read_to_string(&ranges[0]).unwrap();
+    let changed = offence(
+        &|| {
+            std::fs::write(
+                &ranges[0],
+                range.replace("\"duplicates\": 0", "\"duplicates\": 1"),
+            )
+            .unwrap()
+        },
+        &|| std::fs::write(&ranges[0], &range).unwrap(),
+    );
+    assert!(changed.contains("intent_digest"), "{changed}");
+    let lost = offence(&|| std::fs::rename(&ranges[0], &elsewhere).unwrap(), &|| {
+        std::fs::rename(&elsewhere, &ranges[0]).unwrap();
+    });
+    assert!(lost.contains("no range names"), "{lost}");
+    verify(folder.path());
+}
+
+fn files(folder: &Path) -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(files(&path))
+        } else {
+            found.push(path)
+        }
+    }
+    found.sort();
+    found
+}
+
+/// A running `tributary up`, killed when dropped.
+struct Up {
+    process: Child,
+    url: String,
+}
+
+impl Up {
+    fn start(folder: &Path) -> Self {
+        let topics = format!("topics.path={}", folder.join("topics.redb").display());
+        let lake = format!("sink.url={}", folder.join("lake").display());
+        let settings = [
+            &topics,
+            &lake,
+            "http.listen=127.0.0.1:0",
+            MODEL,
+            "log.format=json",
+            "sink.flush_interval_ms=200",
+        ];
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tributary"));
+        command.arg("up").stderr(Stdio::piped());
+        for setting in settings {
+            command.args(["--set", setting]);
+        }
+        let mut process = command.spawn().unwrap();
+        let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
+        let started = lines
+            .find_map(|line| line.ok().filter(|line| line.contains("started")))
+            .unwrap();
+        let started: serde_json::Value = serde_json::from_str(&started).unwrap();
+        let url = format!("http://{}", started["address"].as_str().unwrap());
+        // Whoever writes to a pipe that nobody reads stops at some time.
+        std::thread::spawn(move || lines.for_each(drop));
+        Self { process, url }
+    }
+
+    fn end(mut self, signal: &str) {
+        Command::new("kill")
+            .args([signal, &self.process.id().to_string()])
+            .status()
+            .unwrap();
+        let status = self.process.wait().unwrap();
+        assert_eq!(status.success(), signal == "-TERM", "{status}");
+    }
+}
+
+impl Drop for Up {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn write_jobs(path: &Path, count: usize) {
+    let job = |number| {
+        format!(r#"{{"id":"{number}","tenant":"acme","model":"minilm","input":"Text number {number}"}}"#)
+    };
+    std::fs::write(
+        path,
+        (0..count).map(|number| job(number) + "\n").collect::<String>(),
+    )
+    .unwrap();
+}
+
+#[test]
+fn jobs_submitted_over_http_survive_a_kill_and_each_ends_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let jobs = folder.path().join("jobs.jsonl");
+    write_jobs(&jobs, 5_000);
+    let up = Up::start(folder.path());
+    let submitted = tributary(&["submit", jobs.to_str().unwrap(), "--to", &up.url]);
+    assert!(
+        stdout(&submitted).contains("5000 jobs accepted, 0 lines refused"),
+        "{}",
+        stderr(&submitted)
+    );
+    up.end("-KILL");
+    let up = Up::start(folder.path());
+    let submitted = tributary(&["submit", jobs.to_str().unwrap(), "--to", &up.url]);
+    assert!(submitted.status.success(), "{}", stderr(&submitted));
+    wait_for(|| {
+        let output = tributary(&["verify", folder.path().join("lake").to_str().unwrap()]);
+        stdout(&output).contains(" 10000 outcomes")
+    });
+    up.end("-TERM");
+    assert!(verify(&folder.path().join("lake")).contains(" 10000 outcomes"));
+}
+
+#[test]
+fn refused_lines_are_named_and_the_others_are_sent() {
+    let folder = tempfile::tempdir().unwrap();
+    let jobs = folder.path().join("jobs.jsonl");
+    std::fs::write(
+        &jobs,
+        "{\"id\":\"1\",\"model\":\"minilm\",\"input\":\"a\"}\n\n{oops\n",
+    )
+    .unwrap();
+    let up = Up::start(folder.path());
+    let submitted = tributary(&["submit", jobs.to_str().unwrap(), "--to", &up.url]);
+    assert!(!submitted.status.success());
+    let text = stdout(&submitted);
+    assert!(
+        text.contains("1 jobs accepted, 1 lines refused") && text.contains("line 3: not a job"),
+        "{text}"
+    );
+    wait_for(|| tributary(&["health", "--url", &up.url]).status.success());
+    up.end("-TERM");
+}
+
+/// Waits, for a minute at most, until `holds`; each look is a process of its own, so it does not spin.
+fn wait_for(mut holds: impl FnMut() -> bool) {
+    let began = std::time::Instant::now();
+    while !holds() {
+        assert!(
+            began.elapsed().as_secs() < 60,
+            "it did not come to hold within a minute"
+        );
+    }
+}
+
+#[test]
+fn a_mistake_is_answered_with_its_remedy() {
+    for (arguments, complaint) in [
+        (
+            &["sink"][..],
+            "run all services in one process with `tributary up`",
+        ),
+        (&["config", "--set", "sink.ulr=x"], "did you mean `sink.url`?"),
+        (
+            &["config", "--config", "/nowhere.toml"],
+            "configuration file `/nowhere.toml` cannot be read",
+        ),
+        (&["demo", "--lake", "/proc/lake"], "lake `/proc/lake`"),
+        (
+            &["demo", "--jobs", "/nowhere.jsonl"],
+            "jobs file `/nowhere.jsonl`",
+        ),
+        (
+            &["up", "--set", "http.listen=nowhere"],
+            "cannot listen on nowhere",
+        ),
+        (
+            &["submit", "Cargo.toml", "--to", "http://127.0.0.1:1"],
+            "is `tributary up` running there?",
+        ),
+        (&["health", "--url", "http://127.0.0.1:1"], "no answer from"),
+    ] {
+        let output = tributary(arguments);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        assert!(
+            stderr(&output).contains(complaint),
+            "{arguments:?}: {}",
+            stderr(&output)
+        );
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let output = tributary(&[
+        "demo",
+        "--lake",
+        folder.path().to_str().unwrap(),
+        "--set",
+        "models.minilm.source=/nowhere",
+    ]);
+    assert!(
+        stderr(&output).contains("minilm") && stderr(&output).contains("/nowhere"),
+        "{}",
+        stderr(&output)
+    );
+}
