@@ -14,7 +14,7 @@ use crate::{
     cli::{DemoArgs, print},
     config::{Config, TopicsKind},
     health::Health,
-    pipeline::{Stage, jobs_topic, open_topics, run_stage},
+    pipeline::{Stage, job_topics, open_topics, run_stage},
     shutdown,
 };
 
@@ -47,7 +47,7 @@ pub(crate) async fn run(mut config: Config, args: DemoArgs) -> anyhow::Result<()
     let topics = open_topics(&config)?;
     let policies = config.policies();
     let began_at_ms = chrono::Utc::now().timestamp_millis();
-    topics.ensure(&[jobs_topic(&config)]).await?;
+    topics.ensure(&job_topics(&config)).await?;
     topics.ensure(&ingest::Service::topic_specs(&policies)).await?;
     let dead_letters_before = dead_letters(topics.as_ref(), &policies).await?;
     let submitted = submit(topics.as_ref(), &policies, &jobs, began_at_ms).await?;

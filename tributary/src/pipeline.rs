@@ -98,12 +98,12 @@ pub(crate) async fn run_stage(
     match stage {
         Stage::Ingest => {
             let service = ingest::Service::new(config.ingest.clone(), Arc::clone(&topics), policies);
-            let (service, jobs) = (Arc::new(service), jobs_topic(config));
+            let (service, jobs) = (Arc::new(service), job_topics(config));
             keep_running(name, health, shutdown, || {
                 let (topics, service, ready) = (Arc::clone(&topics), Arc::clone(&service), ready.clone());
                 let (jobs, shutdown) = (jobs.clone(), shutdown.clone());
                 async move {
-                    topics.ensure(&[jobs]).await?;
+                    topics.ensure(&jobs).await?;
                     service.run(shutdown, &ready).await
                 }
             })
@@ -143,13 +143,14 @@ impl Stage {
     }
 }
 
-/// The shared topic of jobs as it is created where it is missing.
-pub(crate) fn jobs_topic(config: &Config) -> TopicSpec {
-    TopicSpec {
-        name: config.topics.jobs.clone(),
-        partitions: config.topics.jobs_partitions,
-        message_bytes_max: None,
-    }
+/// The topics that jobs come in by, as they are created where they are missing: the shared one and each tenant's own.
+pub(crate) fn job_topics(config: &Config) -> Vec<TopicSpec> {
+    let names = config.policies().topics;
+    let own = config.tenants.iter().map(|(tenant, section)| (names.jobs_of(tenant), section.partitions));
+    std::iter::once((names.jobs(), config.topics.jobs_partitions))
+        .chain(own)
+        .map(|(name, partitions)| TopicSpec { name, partitions, message_bytes_max: None })
+        .collect()
 }
 
 /// The topics that the configuration names.

@@ -14,7 +14,7 @@ use serde::Deserialize;
 use crate::{
     cli::{SubmitArgs, print},
     config::{Config, TopicsKind},
-    pipeline::{jobs_topic, open_topics},
+    pipeline::{job_topics, open_topics},
 };
 
 /// Lines are sent this many bytes at a time: enough for speed, little enough for a progress bar that moves.
@@ -30,7 +30,7 @@ pub(crate) async fn run(config: &Config, args: SubmitArgs) -> anyhow::Result<()>
         (None, TopicsKind::Local) => Target::Http(format!("http://{}", config.http.listen)),
         (None, TopicsKind::Kafka) => {
             let topics = open_topics(config)?;
-            topics.ensure(&[jobs_topic(config)]).await?;
+            topics.ensure(&job_topics(config)).await?;
             Target::Topics(HttpDoor::new(
                 topics.appender().await?,
                 config.topics.jobs.clone(),
