@@ -17,6 +17,8 @@
 //! - [`Committer::append_and_commit`] appends and advances for exactly those sources that the stage still owns.
 
 mod commits;
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;
 mod dead_letter;
 #[cfg(feature = "kafka")]
 pub mod kafka;

@@ -1,0 +1,110 @@
+"""Reads a lake by glob with DuckDB, Polars and pyarrow, as other people would, and prints what each saw as JSON.
+
+    read_lake.py LAKE            a folder, or s3://bucket with AWS_ENDPOINT, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY
+"""
+
+import glob
+import importlib.util
+import json
+import os
+import sys
+import urllib.parse
+
+import duckdb
+import polars
+import pyarrow.dataset
+import pyarrow.fs
+
+LAKE = sys.argv[1].rstrip("/")
+ORIGIN = "origin_topic_id, origin_partition, origin_offset"
+
+
+def main():
+    print(json.dumps({"duckdb": with_duckdb(), "polars": with_polars(), "pyarrow": with_pyarrow()}))
+
+
+def with_duckdb():
+    connection = duckdb.connect()
+    if LAKE.startswith("s3://"):
+        package = importlib.util.find_spec("duckdb_extension_httpfs").submodule_search_locations[0]
+        connection.execute(f"LOAD '{glob.glob(package + '/extensions/*/httpfs.duckdb_extension')[0]}'")
+        endpoint = urllib.parse.urlparse(os.environ["AWS_ENDPOINT"]).netloc
+        connection.execute(
+            "CREATE SECRET (TYPE s3, KEY_ID $1, SECRET $2, ENDPOINT $3, URL_STYLE 'path', USE_SSL false)",
+            [os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"], endpoint],
+        )
+    connection.execute(f"CREATE VIEW results AS FROM read_parquet('{LAKE}/results/**/*.parquet', hive_partitioning = true)")
+    connection.execute(f"CREATE VIEW costs AS FROM read_parquet('{LAKE}/costs/**/*.parquet', hive_partitioning = true)")
+
+    def one(query):
+        return connection.execute(query).fetchone()[0]
+
+    outcomes = connection.execute(
+        "SELECT tenant, status, count(*) AS jobs FROM results GROUP BY ALL ORDER BY ALL"
+    ).fetchall()
+    return {
+        "results": one("SELECT count(*) FROM results"),
+        "costs": one("SELECT count(*) FROM costs"),
+        "distinct_origins": one(f"SELECT count(*) FROM (SELECT DISTINCT {ORIGIN} FROM results)"),
+        "joined": one(f"SELECT count(*) FROM results JOIN costs USING (tenant, {ORIGIN}) WHERE job_id = x_job_id AND device_time_ns = x_device_time_ns"),
+        "outcomes": [{"tenant": tenant, "status": status, "jobs": jobs} for tenant, status, jobs in outcomes],
+        "device_time_ns": int(one("SELECT coalesce(sum(x_device_time_ns), 0) FROM costs")),
+        "unbalanced_batches": one(
+            "SELECT count(*) FROM (SELECT x_batch_id FROM costs WHERE x_batch_id IS NOT NULL GROUP BY x_batch_id "
+            "HAVING count(*) <> any_value(x_batch_jobs) OR sum(x_device_time_ns) <> any_value(x_batch_device_time_ns))"
+        ),
+        "bills_off": one("SELECT count(*) FROM costs WHERE BilledCost <> EffectiveCost OR PricingQuantity * 1000000000 <> x_device_time_ns"),
+        "succeeded_without_vector": one("SELECT count(*) FROM results WHERE (status = 'succeeded') <> (len(embedding) = 384)  IS TRUE"),
+        "truncated": one("SELECT count(*) FROM results WHERE truncated"),
+        "trace_ids": one("SELECT count(trace_id) FROM results"),
+    }
+
+
+def with_polars():
+    def scan(table):
+        options = {}
+        if LAKE.startswith("s3://"):
+            options = {
+                "aws_endpoint_url": os.environ["AWS_ENDPOINT"],
+                "aws_access_key_id": os.environ["AWS_ACCESS_KEY_ID"],
+                "aws_secret_access_key": os.environ["AWS_SECRET_ACCESS_KEY"],
+                "aws_region": "us-east-1",
+                "aws_allow_http": "true",
+            }
+        return polars.scan_parquet(f"{LAKE}/{table}/**/*.parquet", hive_partitioning=True, storage_options=options)
+
+    origin = ORIGIN.split(", ")
+    results, costs = scan("results"), scan("costs")
+    joined = results.join(costs, on=["tenant", *origin]).select(polars.len()).collect().item()
+    return {
+        "results": results.select(polars.len()).collect().item(),
+        "costs": costs.select(polars.len()).collect().item(),
+        "joined": joined,
+        "device_time_ns": costs.select(polars.col("x_device_time_ns").sum()).collect().item(),
+    }
+
+
+def with_pyarrow():
+    filesystem, root = pyarrow.fs.LocalFileSystem(), LAKE
+    if LAKE.startswith("s3://"):
+        endpoint = urllib.parse.urlparse(os.environ["AWS_ENDPOINT"])
+        filesystem = pyarrow.fs.S3FileSystem(
+            access_key=os.environ["AWS_ACCESS_KEY_ID"],
+            secret_key=os.environ["AWS_SECRET_ACCESS_KEY"],
+            endpoint_override=endpoint.netloc,
+            scheme=endpoint.scheme,
+            region="us-east-1",
+        )
+        root = LAKE.removeprefix("s3://")
+
+    def rows(table):
+        return pyarrow.dataset.dataset(f"{root}/{table}", filesystem=filesystem, partitioning="hive").to_table()
+
+    results, costs = rows("results"), rows("costs")
+    origin = ["tenant", *ORIGIN.split(", ")]
+    keys = results.select(origin).join(costs.select(origin), keys=origin, join_type="inner")
+    device_time_ns = sum(costs["x_device_time_ns"].to_pylist())
+    return {"results": len(results), "costs": len(costs), "joined": len(keys), "device_time_ns": device_time_ns}
+
+
+main()

@@ -1,0 +1,235 @@
+//! Making topics, and measuring how far a group is behind.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use rdkafka::{
+    Offset, TopicPartitionList,
+    admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication, TopicResult},
+    consumer::{BaseConsumer, Consumer, ConsumerContext},
+    error::KafkaError,
+    types::RDKafkaErrorCode,
+};
+use schemas::TopicName;
+
+use super::{
+    ANSWER_LIMIT, blocking,
+    client::{Complaints, classified, failed},
+    describe, native,
+};
+use crate::{Error, Subscription, TopicSpec};
+
+/// Kafka holds a whole batch of records to `max.message.bytes`, and librdkafka's batches have up to 1,000,000 bytes.
+const BATCH_BYTES_MAX: u32 = 1 << 20;
+/// What a batch has beside the bytes of its one large record.
+const BATCH_OVERHEAD_BYTES: u32 = 4096;
+/// How often the brokers are asked whether they know a topic.
+const LOOK: Duration = Duration::from_millis(20);
+
+impl ConsumerContext for Complaints {}
+
+/// Makes what is missing; see [`crate::Topics::ensure`].
+pub(super) async fn ensure(
+    admin: &Arc<AdminClient<Complaints>>,
+    specs: &[TopicSpec],
+    replication_factor: u16,
+) -> Result<(), Error> {
+    if specs.is_empty() {
+        return Ok(());
+    }
+    let options = AdminOptions::new()
+        .operation_timeout(Some(ANSWER_LIMIT))
+        .request_timeout(Some(ANSWER_LIMIT));
+    let limits: Vec<Option<String>> = specs
+        .iter()
+        .map(|spec| spec.message_bytes_max.map(batch_limit))
+        .collect();
+    let new: Vec<NewTopic<'_>> = std::iter::zip(specs, &limits)
+        .map(|(spec, limit)| new_topic(spec, limit.as_deref(), replication_factor))
+        .collect();
+    let created = admin
+        .create_topics(&new, &options)
+        .await
+        .map_err(|error| failed("create topics", &error))?;
+    check(&created, RDKafkaErrorCode::TopicAlreadyExists, "create topic")?;
+    let found = described(admin, specs).await?;
+    let smaller = specs.iter().filter(|spec| {
+        found
+            .get(&spec.name)
+            .is_some_and(|found| found.partitions < wanted(spec))
+    });
+    let more: Vec<NewPartitions<'_>> = smaller
+        .map(|spec| NewPartitions::new(spec.name.as_str(), wanted(spec)))
+        .collect();
+    if !more.is_empty() {
+        let added = admin
+            .create_partitions(&more, &options)
+            .await
+            .map_err(|error| failed("add partitions", &error))?;
+        // Somebody else may have added them in between.
+        check(
+            &added,
+            RDKafkaErrorCode::InvalidPartitions,
+            "add partitions to topic",
+        )?;
+    }
+    all_visible(admin, specs).await
+}
+
+/// The controller answers before the brokers have heard of it.
+async fn all_visible(admin: &Arc<AdminClient<Complaints>>, specs: &[TopicSpec]) -> Result<(), Error> {
+    let began = Instant::now();
+    loop {
+        let found = described(admin, specs).await?;
+        let missing = |spec: &&TopicSpec| {
+            found
+                .get(&spec.name)
+                .is_none_or(|found| found.partitions < wanted(spec))
+        };
+        let Some(missing) = specs.iter().find(missing) else {
+            return Ok(());
+        };
+        if began.elapsed() > ANSWER_LIMIT {
+            return Err(Error::Unavailable {
+                what: format!("create topic `{}`", missing.name),
+                detail: format!("the brokers do not know it after {} s", ANSWER_LIMIT.as_secs()),
+            });
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+async fn described(
+    admin: &Arc<AdminClient<Complaints>>,
+    specs: &[TopicSpec],
+) -> Result<BTreeMap<TopicName, native::Described>, Error> {
+    let (admin, names) = (
+        Arc::clone(admin),
+        specs.iter().map(|spec| spec.name.clone()).collect::<Vec<_>>(),
+    );
+    blocking(move || describe(&admin, &names)).await
+}
+
+fn new_topic<'a>(spec: &'a TopicSpec, limit: Option<&'a str>, replication_factor: u16) -> NewTopic<'a> {
+    let partitions = i32::try_from(spec.partitions).unwrap_or(i32::MAX);
+    let topic = NewTopic::new(
+        spec.name.as_str(),
+        partitions,
+        TopicReplication::Fixed(i32::from(replication_factor)),
+    );
+    match limit {
+        Some(limit) => topic.set("max.message.bytes", limit),
+        None => topic,
+    }
+}
+
+fn wanted(spec: &TopicSpec) -> usize {
+    usize::try_from(spec.partitions).unwrap_or(usize::MAX)
+}
+
+fn batch_limit(message_bytes_max: u32) -> String {
+    message_bytes_max
+        .saturating_add(BATCH_OVERHEAD_BYTES)
+        .max(BATCH_BYTES_MAX)
+        .min(i32::MAX as u32)
+        .to_string()
+}
+
+/// The first failure that is not `harmless`.
+fn check(results: &[TopicResult], harmless: RDKafkaErrorCode, what: &str) -> Result<(), Error> {
+    for result in results {
+        match result {
+            Err((name, code)) if *code != harmless => {
+                return Err(classified(
+                    &format!("{what} `{name}`"),
+                    *code,
+                    false,
+                    code.to_string(),
+                ));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// How many offsets `group` has yet to commit; see [`crate::Topics::lag`]. `client` has the group's id and is not its
+/// member.
+pub(super) fn lag(client: &BaseConsumer<Complaints>, subscription: &Subscription) -> Result<u64, Error> {
+    let failed = |error: KafkaError| failed("measure the lag", &error);
+    let metadata = client.fetch_metadata(None, ANSWER_LIMIT).map_err(failed)?;
+    let mut partitions = Vec::new();
+    for topic in metadata.topics() {
+        if TopicName::new(topic.name()).is_ok_and(|name| subscription.matches(&name)) {
+            partitions.extend(
+                topic
+                    .partitions()
+                    .iter()
+                    .map(|partition| (topic.name(), partition.id())),
+            );
+        }
+    }
+    if partitions.is_empty() {
+        return Ok(0);
+    }
+    let committed = client
+        .committed_offsets(list(&partitions, Offset::Invalid), ANSWER_LIMIT)
+        .map_err(failed)?;
+    let committed = known(&committed);
+    let without: Vec<_> = partitions
+        .iter()
+        .copied()
+        .filter(|(topic, index)| !committed.contains_key(&((*topic).to_owned(), *index)))
+        .collect();
+    let mut begins = committed;
+    if !without.is_empty() {
+        begins.extend(known(
+            &client
+                .offsets_for_times(list(&without, Offset::Beginning), ANSWER_LIMIT)
+                .map_err(failed)?,
+        ));
+    }
+    let ends = known(
+        &client
+            .offsets_for_times(list(&partitions, Offset::End), ANSWER_LIMIT)
+            .map_err(failed)?,
+    );
+    let behind = ends
+        .iter()
+        .map(|(place, end)| begins.get(place).map_or(0, |begin| (end - begin).max(0)));
+    Ok(behind.map(i64::unsigned_abs).sum())
+}
+
+/// In the place of a time, [`Offset::Beginning`] and [`Offset::End`] stand for the first and the next offset.
+fn list(partitions: &[(&str, i32)], offset: Offset) -> TopicPartitionList {
+    let mut list = TopicPartitionList::with_capacity(partitions.len());
+    for (topic, index) in partitions {
+        list.add_partition_offset(topic, *index, offset)
+            .expect("a logical offset can be set");
+    }
+    list
+}
+
+fn known(list: &TopicPartitionList) -> HashMap<(String, i32), i64> {
+    let elements = list.elements();
+    let known = elements.iter().filter_map(|element| match element.offset() {
+        Offset::Offset(offset) => Some(((element.topic().to_owned(), element.partition()), offset)),
+        _ => None,
+    });
+    known.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_small_limit_for_records_leaves_room_for_batches_of_them() {
+        assert_eq!(batch_limit(10_000), "1048576");
+        assert_eq!(batch_limit(8 << 20), "8392704");
+        assert_eq!(batch_limit(u32::MAX), i32::MAX.to_string());
+    }
+}

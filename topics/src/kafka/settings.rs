@@ -1,0 +1,312 @@
+//! How to reach a cluster, and what librdkafka is told beyond that.
+
+use std::{collections::BTreeMap, fmt};
+
+use rdkafka::ClientConfig;
+use serde::{Deserialize, Serialize, Serializer};
+
+use crate::Error;
+
+/// How a stage's appends and its progress become one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Delivery {
+    /// In one Kafka transaction: both or neither.
+    #[default]
+    Transactional,
+    /// Appends first, acknowledged by all replicas, then progress: a crash between the two appends again. Cheaper, for
+    /// readers that drop what they have seen.
+    Idempotent,
+}
+
+/// A cluster, and how to work with it.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// [Settings of librdkafka](https://github.com/confluentinc/librdkafka/blob/master/CONFIGURATION.md) for every
+    /// client. `bootstrap.servers` is required. Secrets are masked when this is serialized.
+    #[serde(serialize_with = "masked")]
+    pub properties: BTreeMap<String, String>,
+    /// How appends and progress become one.
+    #[serde(default)]
+    pub delivery: Delivery,
+    /// Tells this instance of a service from the others. It must stay the same over restarts: an instance fences
+    /// whoever called itself so before.
+    pub instance: String,
+    /// How many replicas a created topic has.
+    pub replication_factor: u16,
+}
+
+/// Properties that are not the user's to set, and why.
+const REFUSED: [(&str, &str); 14] = [
+    (
+        "acks",
+        "a record counts as appended when all in-sync replicas have it",
+    ),
+    (
+        "request.required.acks",
+        "a record counts as appended when all in-sync replicas have it",
+    ),
+    (
+        "auto.commit.enable",
+        "progress is committed together with what was made of it",
+    ),
+    (
+        "enable.auto.commit",
+        "progress is committed together with what was made of it",
+    ),
+    (
+        "enable.auto.offset.store",
+        "progress is committed together with what was made of it",
+    ),
+    (
+        "auto.offset.reset",
+        "a group without progress begins at the first record, or records would be lost",
+    ),
+    ("delivery.report.only.error", "acknowledgements are counted"),
+    ("enable.idempotence", "without it a retry would append twice"),
+    (
+        "enable.partition.eof",
+        "the end of a partition is no news to a stage",
+    ),
+    ("group.id", "every stage has its own group"),
+    (
+        "group.protocol",
+        "a commit is held to the generations of the classic group protocol",
+    ),
+    ("isolation.level", "only committed records may be read"),
+    ("partitioner_cb", "it is a function"),
+    ("transactional.id", "it is made of the group and `instance`"),
+];
+
+/// For every consumer, unless the user says otherwise.
+const CONSUMER: [(&str, &str); 9] = [
+    ("partition.assignment.strategy", "cooperative-sticky"),
+    // A new tenant's topic is seen after this.
+    ("topic.metadata.refresh.interval.ms", "2000"),
+    // A killed member's partitions wait this long for a new owner.
+    ("session.timeout.ms", "10000"),
+    // A member learns by its heartbeat that the group rebalances; a handing-over takes two.
+    ("heartbeat.interval.ms", "1000"),
+    // What is fetched ahead, bounded in bytes for large records and in number for small ones, whose bookkeeping in
+    // librdkafka outweighs them. A full queue is looked at again soon, not after a second.
+    ("queued.max.messages.kbytes", "16384"),
+    ("queued.min.messages", "20000"),
+    ("fetch.queue.backoff.ms", "10"),
+    ("fetch.max.bytes", "8388608"),
+    ("receive.message.max.bytes", "134217728"),
+];
+
+/// For every producer, unless the user says otherwise.
+const PRODUCER: [(&str, &str); 6] = [
+    // The topic has the say on how large a record may be; this only keeps librdkafka from deciding.
+    ("message.max.bytes", "67108864"),
+    ("queue.buffering.max.kbytes", "131072"),
+    ("compression.type", "lz4"),
+    ("linger.ms", "2"),
+    // As Kafka's own clients do, so that a key has one partition whoever appends.
+    ("partitioner", "murmur2_random"),
+    // A transaction begins when all is decided, so it is short. One left open by a crash holds readers up this long.
+    ("transaction.timeout.ms", "30000"),
+];
+
+impl Settings {
+    /// # Errors
+    /// [`Error::Invalid`] naming the first property that is missing or not the user's to set.
+    pub(super) fn check(&self) -> Result<(), Error> {
+        let invalid = |name: &str, detail: String| Error::Invalid {
+            what: format!("Kafka property `{name}`"),
+            detail,
+        };
+        for (name, why) in REFUSED {
+            if self.properties.contains_key(name) {
+                return Err(invalid(name, format!("cannot be set: {why}; remove it")));
+            }
+        }
+        if self.bootstrap_servers().is_empty() {
+            let detail = "is missing: give the addresses of some brokers, such as `kafka:9092`".to_owned();
+            return Err(invalid("bootstrap.servers", detail));
+        }
+        if self.instance.is_empty() {
+            let detail = "is empty: give each instance of a service a stable name of its own".to_owned();
+            return Err(Error::Invalid {
+                what: "Kafka setting `instance`".to_owned(),
+                detail,
+            });
+        }
+        Ok(())
+    }
+
+    pub(super) fn bootstrap_servers(&self) -> &str {
+        let named = |name| self.properties.get(name);
+        named("bootstrap.servers")
+            .or_else(|| named("metadata.broker.list"))
+            .map_or("", String::as_str)
+    }
+
+    pub(super) fn admin(&self) -> ClientConfig {
+        self.client(&[])
+    }
+
+    pub(super) fn consumer(&self, group: &str) -> ClientConfig {
+        let mut config = self.client(&CONSUMER);
+        config
+            .set("group.id", group)
+            .set("enable.auto.commit", "false")
+            .set("enable.auto.offset.store", "false")
+            .set("auto.offset.reset", "earliest")
+            .set("isolation.level", "read_committed");
+        config
+    }
+
+    pub(super) fn producer(&self) -> ClientConfig {
+        let mut config = self.client(&PRODUCER);
+        config.set("enable.idempotence", "true").set("acks", "all");
+        config
+    }
+
+    /// A producer whose transactions end those of its predecessor, which had the same group and instance.
+    pub(super) fn transactional_producer(&self, group: &str) -> ClientConfig {
+        let mut config = self.producer();
+        config.set("transactional.id", format!("{group}-{}", self.instance));
+        config
+    }
+
+    fn client(&self, defaults: &[(&str, &str)]) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config.set("client.id", "tributary");
+        for (name, value) in defaults {
+            config.set(*name, *value);
+        }
+        for (name, value) in &self.properties {
+            config.set(name, value);
+        }
+        config
+    }
+
+    fn shown(&self) -> BTreeMap<&str, &str> {
+        shown(&self.properties)
+    }
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settings")
+            .field("properties", &self.shown())
+            .field("delivery", &self.delivery)
+            .field("instance", &self.instance)
+            .field("replication_factor", &self.replication_factor)
+            .finish()
+    }
+}
+
+fn masked<S: Serializer>(properties: &BTreeMap<String, String>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(shown(properties))
+}
+
+fn shown(properties: &BTreeMap<String, String>) -> BTreeMap<&str, &str> {
+    properties
+        .iter()
+        .map(|(name, value)| {
+            (
+                name.as_str(),
+                if is_secret(name) { "***" } else { value.as_str() },
+            )
+        })
+        .collect()
+}
+
+pub(super) fn is_secret(property: &str) -> bool {
+    const MARKS: [&str; 7] = [
+        "password",
+        "passphrase",
+        "secret",
+        "token",
+        "key.pem",
+        "sasl.jaas",
+        "sasl.oauthbearer.config",
+    ];
+    let property = property.to_ascii_lowercase();
+    // `sasl.oauthbearer.token.endpoint.url` is where a token comes from.
+    MARKS.iter().any(|mark| property.contains(mark)) && !property.ends_with(".url")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(properties: &[(&str, &str)]) -> Settings {
+        let properties = [("bootstrap.servers", "kafka:9092")].iter().chain(properties);
+        Settings {
+            properties: properties
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+                .collect(),
+            delivery: Delivery::Transactional,
+            instance: "0".to_owned(),
+            replication_factor: 3,
+        }
+    }
+
+    #[test]
+    fn what_exactly_once_rests_on_is_not_the_users_to_set() {
+        for (name, _) in REFUSED {
+            let error = settings(&[(name, "true")]).check().unwrap_err().to_string();
+            assert!(
+                error.starts_with(&format!("Kafka property `{name}`: cannot be set: ")),
+                "{error}"
+            );
+        }
+        settings(&[("security.protocol", "SASL_SSL")]).check().unwrap();
+    }
+
+    #[test]
+    fn a_cluster_without_an_address_is_refused() {
+        let mut nowhere = settings(&[]);
+        nowhere.properties.clear();
+        assert!(
+            nowhere
+                .check()
+                .unwrap_err()
+                .to_string()
+                .contains("bootstrap.servers")
+        );
+    }
+
+    #[test]
+    fn the_users_properties_win_over_defaults_and_reach_every_client() {
+        let settings = settings(&[
+            ("session.timeout.ms", "45000"),
+            ("compression.type", "zstd"),
+            ("ssl.ca.location", "/ca"),
+        ]);
+        assert_eq!(settings.consumer("g").get("session.timeout.ms"), Some("45000"));
+        assert_eq!(settings.producer().get("compression.type"), Some("zstd"));
+        assert_eq!(
+            settings.transactional_producer("g").get("transactional.id"),
+            Some("g-0")
+        );
+        for client in [settings.consumer("g"), settings.producer(), settings.admin()] {
+            assert_eq!(client.get("ssl.ca.location"), Some("/ca"));
+        }
+    }
+
+    #[test]
+    fn secrets_are_never_shown() {
+        let names = [
+            "sasl.password",
+            "sasl.oauthbearer.client.secret",
+            "ssl.key.pem",
+            "ssl.key.password",
+            "ssl.keystore.password",
+            "sasl.oauthbearer.assertion.private.key.passphrase",
+            "sasl.jaas.config",
+        ];
+        let settings = settings(&names.map(|name| (name, "hush")));
+        assert!(!format!("{settings:?}").contains("hush"), "{settings:?}");
+        assert!(format!("{settings:?}").contains("kafka:9092"), "{settings:?}");
+        let mut seen = BTreeMap::new();
+        seen.extend(settings.shown());
+        assert!(names.iter().all(|name| seen[name] == "***"), "{seen:?}");
+        assert!(!is_secret("sasl.oauthbearer.token.endpoint.url"));
+    }
+}
