@@ -3,6 +3,8 @@
 //! [`conformance_tests!`](crate::conformance_tests) makes a test of each case. Cases make topics and groups of their own,
 //! so they may share one place and run side by side.
 
+#![allow(clippy::unwrap_used, reason = "a case fails by panicking")]
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     future::Future,

@@ -146,10 +146,17 @@ impl Stage {
 /// The topics that jobs come in by, as they are created where they are missing: the shared one and each tenant's own.
 pub(crate) fn job_topics(config: &Config) -> Vec<TopicSpec> {
     let names = config.policies().topics;
-    let own = config.tenants.iter().map(|(tenant, section)| (names.jobs_of(tenant), section.partitions));
+    let own = config
+        .tenants
+        .iter()
+        .map(|(tenant, section)| (names.jobs_of(tenant), section.partitions));
     std::iter::once((names.jobs(), config.topics.jobs_partitions))
         .chain(own)
-        .map(|(name, partitions)| TopicSpec { name, partitions, message_bytes_max: None })
+        .map(|(name, partitions)| TopicSpec {
+            name,
+            partitions,
+            message_bytes_max: None,
+        })
         .collect()
 }
 

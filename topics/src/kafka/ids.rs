@@ -15,11 +15,14 @@ use crate::{Error, TopicRef};
 /// How long an id is taken for true without asking. Whoever needs the id of this very moment asks.
 const TRUSTED_FOR: Duration = Duration::from_secs(10);
 
+/// The topics that were asked for, and when.
+type Known = HashMap<TopicName, (Arc<TopicRef>, Instant)>;
+
 /// Asks the cluster for the ids of topics. Clones share what is known.
 #[derive(Clone)]
 pub(super) struct TopicIds {
     admin: Arc<AdminClient<Complaints>>,
-    known: Arc<Mutex<HashMap<TopicName, (Arc<TopicRef>, Instant)>>>,
+    known: Arc<Mutex<Known>>,
 }
 
 impl TopicIds {
