@@ -36,10 +36,11 @@ arrows: ## Hold the manifests to the architecture: who may not know what
 	.ci/arrows
 
 docs: ## The API documentation, complete and without broken links
-	RUSTDOCFLAGS="-D warnings" cargo doc $(CARGO_PROFILE) --workspace --no-deps
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc $(CARGO_PROFILE) --workspace --no-deps
 
 bench: weights ## Side-by-side benchmarks against what a user would pick instead
-	bench/run
+	tests/kafka/fetch
+	bench/run all
 
 clean: ## Remove what was built and fetched
 	cargo clean

@@ -5,7 +5,7 @@
 //! topic ──▶ Reader ──▶ decide (the stage's own) ──▶ Committer ──▶ topics + the group's progress, both or neither
 //! ```
 //!
-//! One trait, [`Topics`], and two implementations held to one conformance suite ([`conformance`]): [`local`] keeps the
+//! One trait, [`Topics`], and two implementations held to one conformance suite (`conformance`): [`local`] keeps the
 //! records in an embedded database (a file or memory), `kafka` in an Apache Kafka cluster. This crate knows records and
 //! positions; what is in a record, it does not know.
 //!

@@ -1,0 +1,167 @@
+"""The benches themselves. `bench/run` starts this under an interpreter that has the packages."""
+
+import argparse
+import os
+import subprocess
+import sys
+
+import jobs
+import report
+from broker import Broker
+from places import CACHE, MODEL, ROOT, WORK
+from report import median, table
+from runs import run_bare, run_embedded, run_reference, run_script, run_services
+
+JOBS_PARTITIONS = 4
+
+
+def main():
+    args = arguments()
+    if args.cores:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
+    if not args.no_build:
+        build()
+    if args.bench != "passthrough" and args.bench != "memory":
+        subprocess.run([sys.executable, ROOT / "models/fetch"], check=True)
+    about = report.machine()
+    print("\n".join(f"- {what}: {value}" for what, value in about.items()), flush=True)
+    chosen = BENCHES if args.bench == "all" else {args.bench: BENCHES[args.bench]}
+    for bench in chosen.values():
+        bench(args)
+
+
+def arguments():
+    parser = argparse.ArgumentParser(prog="bench/run", description="Tributary beside what it could be replaced with.")
+    parser.add_argument("bench", nargs="?", default="all", choices=[*BENCHES, "all"])
+    parser.add_argument("--quick", action="store_true", help="3 rounds instead of 5, and fewer jobs")
+    parser.add_argument("--cores", type=int, help="use only so many cores, for everything, the broker too")
+    parser.add_argument("--no-build", action="store_true", help="take the binaries as they are")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of Tributary")
+    return parser.parse_args()
+
+
+def build():
+    # In one go, so that the bare loop runs the very same candle.
+    targets = ["-p", "tributary", "--bin", "tributary", "-p", "processor", "--example", "bare"]
+    subprocess.run(["cargo", "build", "--release", *targets], check=True, cwd=ROOT)
+
+
+def embedded(args):
+    """`tributary up` with the real model, beside the model's own loop on the same texts."""
+    rounds = 3 if args.quick else 5
+    count = 1_000 if args.quick else 2_000
+    file = jobs.write(WORK / "embedded.jsonl", jobs.texts(), count)
+    ours, bare = [], []
+    for number in range(rounds):
+        ours.append(run_embedded(number, file, count, args.set))
+        bare.append(run_bare(file))
+        print(f"round {number + 1}: {ours[-1]['whole_tokens_per_s']:.0f} and bare {bare[-1]['tokens_per_s']:.0f} tokens/s", flush=True)
+    pairs = list(zip(ours, bare))
+
+    def row(what, speed):
+        ratio = median(speed(one) / other["tokens_per_s"] for one, other in pairs)
+        return [what, f"{median(map(speed, ours)):.0f}", f"{ratio:.2f}", per_cpu_s(ours)]
+
+    rows = [
+        row("`tributary up`, from the first POST to the last row in the lake", lambda run: run["whole_tokens_per_s"]),
+        row("`tributary up`, from the first outcome to the last", lambda run: run["steady_tokens_per_s"]),
+        ["bare loop", f"{median(b['tokens_per_s'] for b in bare):.0f}", "1", per_cpu_s(bare)],
+    ]
+    text = f"{count} jobs, {ours[0]['tokens']} tokens, medians of {rounds} pairs\n\n"
+    heads = ["", "tokens/s", "of bare", "tokens a CPU second, start and loading included"]
+    report.finish("embedded", {"jobs": count, "ours": ours, "bare": bare}, text + table(heads, rows))
+
+
+def per_cpu_s(runs):
+    return f"{median(run['tokens'] / run['cpu_s'] for run in runs):.0f}"
+
+
+def kafka_model(args):
+    """Three services on Kafka with the real model; the user's script with sentence-transformers; both models bare."""
+    rounds = 3 if args.quick else 5
+    count = 1_000 if args.quick else 2_000
+    file = jobs.write(WORK / "kafka-model.jsonl", jobs.texts(), count)
+    ours, bare, script, reference = [], [], [], []
+    with Broker() as broker:
+        jobs.produce(broker, "jobs", JOBS_PARTITIONS, jobs.texts(), count)
+        for number in range(rounds):
+            settings = ["sink.flush_interval_ms=1000", *args.set]
+            ours.append(run_services(broker, f"model{number}", MODEL, count, settings))
+            bare.append(run_bare(file))
+            tokens = bare[-1]["tokens"]
+            took = run_script(broker, f"script{number}", count, poll=500, model=MODEL)
+            script.append({**took, "tokens_per_s": tokens / took["seconds"]})
+            reference.append(run_reference(file))
+            speeds = [ours[-1]["whole_tokens_per_s"], bare[-1]["tokens_per_s"], script[-1]["tokens_per_s"], reference[-1]["tokens_per_s"]]
+            print(f"round {number + 1}: tokens/s " + " ".join(f"{speed:.0f}" for speed in speeds), flush=True)
+    loops = list(zip(ours, bare, script, reference))
+    rows = [
+        ["Tributary, three services", *per_s(ours, "whole_tokens_per_s"), f"{median(o['whole_tokens_per_s'] / b['tokens_per_s'] for o, b, _, _ in loops):.2f}"],
+        ["candle, bare loop", *per_s(bare, "tokens_per_s"), "1"],
+        ["user's script, sentence-transformers f32", *per_s(script, "tokens_per_s"), f"{median(s['tokens_per_s'] / r['tokens_per_s'] for _, _, s, r in loops):.2f}"],
+        ["sentence-transformers f32, bare", *per_s(reference, "tokens_per_s"), "1"],
+    ]
+    text = f"{count} jobs, {bare[0]['tokens']} tokens, medians of {rounds} rounds\n\n"
+    numbers = {"jobs": count, "ours": ours, "bare": bare, "script": script, "reference": reference}
+    report.finish("kafka-model", numbers, text + table(["", "tokens/s", "of its model bare"], rows))
+
+
+def per_s(runs, what):
+    return [f"{median(run[what] for run in runs):.0f}"]
+
+
+def passthrough(args):
+    """Three services on Kafka with a model that costs nothing, beside the user's script with random floats."""
+    rounds, count = (3, 100_000) if args.quick else (5, 200_000)
+    ours, script = [], []
+    with Broker() as broker:
+        jobs.produce(broker, "jobs", JOBS_PARTITIONS, jobs.short_texts(), count)
+        poll = best_poll(broker, count)
+        for number in range(rounds):
+            settings = ["sink.flush_interval_ms=1000", *args.set]
+            ours.append(run_services(broker, f"through{number}", "passthrough:384", count, settings))
+            script.append(run_script(broker, f"floats{number}", count, poll=poll))
+            print(f"round {number + 1}: {ours[-1]['jobs_per_s']:.0f} and the script {script[-1]['jobs_per_s']:.0f} jobs/s", flush=True)
+    speeds = [median(run["jobs_per_s"] for run in runs) for runs in (ours, script)]
+    ratio = median(one["jobs_per_s"] / other["jobs_per_s"] for one, other in zip(ours, script))
+    rows = [
+        ["Tributary, three services", f"{speeds[0]:.0f}", f"{ratio:.2f}", *cpu_cells(ours, ["ingest", "processor", "sink", "broker"])],
+        [f"user's script, polls of {poll}", f"{speeds[1]:.0f}", "1", "", "", "", *cpu_cells(script, ["broker", "script"])],
+    ]
+    heads = ["", "jobs/s", "of the script", "ingest", "processor", "sink", "broker", "script"]
+    rows[0].append("")
+    text = f"{count} jobs, {JOBS_PARTITIONS} partitions of `jobs`, medians of {rounds} pairs; CPU in microseconds a job\n\n"
+    report.finish("passthrough", {"jobs": count, "poll": poll, "ours": ours, "script": script}, text + table(heads, rows))
+
+
+def best_poll(broker, count):
+    """The poll size at which the script is fastest here: a small choice, one run each."""
+    speeds = {poll: run_script(broker, f"poll{poll}", count, poll=poll)["jobs_per_s"] for poll in (5_000, 10_000, 20_000, 50_000)}
+    print("the script by poll size: " + ", ".join(f"{poll}: {speed:.0f} jobs/s" for poll, speed in speeds.items()), flush=True)
+    return max(speeds, key=speeds.get)
+
+
+def cpu_cells(runs, names):
+    return [f"{median(run['cpu_us_per_job'][name] for run in runs):.1f}" for name in names]
+
+
+def memory(args):
+    """A backlog, and how much memory the services take on their way through it, as they are configured by default."""
+    count = 200_000 if args.quick else 1_000_000
+    with Broker() as broker:
+        jobs.produce(broker, "jobs", JOBS_PARTITIONS, jobs.short_texts(), count)
+        run = run_services(broker, "memory", "passthrough:384", count, args.set, sample=True)
+    rows = [[name, mib(run["resident_peak_bytes"][name])] for name in ("ingest", "processor", "sink")]
+    text = f"{count} jobs queued, default settings, {run['jobs_per_s']:.0f} jobs/s\n\n"
+    report.finish("memory", {"jobs": count, **run}, text + table(["", "most resident, MiB"], rows))
+
+
+def mib(size_bytes):
+    return f"{size_bytes / 2**20:.0f}"
+
+
+BENCHES = {"embedded": embedded, "kafka-model": kafka_model, "passthrough": passthrough, "memory": memory}
+
+if __name__ == "__main__":
+    CACHE.mkdir(parents=True, exist_ok=True)
+    main()

@@ -1,0 +1,28 @@
+"""What stands in a lake, read from its files alone."""
+
+import pyarrow
+import pyarrow.parquet
+
+
+def rows(folder):
+    """Rows by table, from the files' footers."""
+    return {table: rows_under(folder / table) for table in ("results", "costs")}
+
+
+def rows_under(folder):
+    return sum(pyarrow.parquet.read_metadata(path).num_rows for path in folder.glob("**/*.parquet"))
+
+
+def outcomes(folder):
+    """Tokens in all, and tokens per second between the first outcomes and the last.
+
+    Outcomes are stamped a window at a time, so the first window's tokens are not counted: the time that they took lies
+    before its stamp.
+    """
+    files = sorted(folder.glob("results/**/*.parquet"))
+    columns = ["completed_at", "input_tokens"]
+    table = pyarrow.concat_tables(pyarrow.parquet.read_table(path, columns=columns, partitioning=None) for path in files)
+    stamps, tokens = table["completed_at"].cast(pyarrow.int64()).to_numpy(), table["input_tokens"].to_numpy()
+    later = tokens[stamps > stamps.min()].sum()
+    seconds = (stamps.max() - stamps.min()) / 1e6
+    return {"tokens": int(tokens.sum()), "steady_tokens_per_s": float(later / seconds) if seconds else 0.0}

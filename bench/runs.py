@@ -1,0 +1,116 @@
+"""Single runs of what is compared, each measured the same way."""
+
+import contextlib
+import json
+import resource
+import shutil
+import sys
+import time
+
+import lake
+from places import MODEL, ROOT, TARGET, WORK, Process
+from services import Setup
+
+BATCH_TOKENS = 2_048
+STAGES = ("ingest", "processor", "sink")
+HERE = ROOT / "bench"
+ROWS = "tributary_sink_rows_total"
+
+
+def run_embedded(number, file, count, settings):
+    setup = Setup(f"embedded{number}", MODEL, settings=["sink.flush_interval_ms=1000", *settings])
+    service = setup.start("up")
+    try:
+        service.wait_for(service.is_well, "`tributary up` is well")
+        lines = file.read_bytes().splitlines(keepends=True)
+        began = time.time()
+        for start in range(0, len(lines), 200):
+            service.submit(lines[start : start + 200])
+        service.wait_for(lambda: service.metric(ROWS) >= count, "every row is in the lake", 900)
+        return {**measured(setup, count, time.time() - began), "cpu_s": service.cpu_s()}
+    finally:
+        service.end()
+        setup.remove()
+
+
+def run_bare(file):
+    return said("bare", [TARGET / "examples/bare", "--folder", MODEL, "--jobs", file, "--batch-tokens", BATCH_TOKENS])
+
+
+def run_reference(file):
+    return said("bare reference", [sys.executable, HERE / "bare_reference.py", MODEL, file])
+
+
+def run_services(broker, name, model, count, settings, sample=False):
+    """Runs all of `jobs` through three services. The clock runs from the moment that ingest, the last to be started, is
+    well, the others having been so and in their groups before, until the sink has every row in the lake."""
+    setup = Setup(name, model, brokers=broker.address, settings=settings)
+    with contextlib.ExitStack() as stack:
+        stack.callback(broker.delete_under, f"{name}.")
+        stack.callback(setup.remove)
+        processes = {"broker": broker.process}
+
+        def start(stage):
+            processes[stage] = setup.start(stage)
+            stack.callback(processes[stage].end)
+            processes[stage].wait_for(processes[stage].is_well, f"{stage} is well", every_s=0.005)
+
+        start("processor")
+        start("sink")
+        for group, partitions in setup.groups().items():
+            processes["sink"].wait_for(lambda: broker.assigned(group) >= partitions, f"group {group} has its partitions")
+        cpu_before = {stage: process.cpu_s() for stage, process in processes.items()}
+        start("ingest")
+        began, samples = time.time(), []
+
+        def done():
+            if sample:
+                samples.append({"s": time.time() - began, **{stage: processes[stage].memory_bytes()[0] for stage in STAGES}})
+            for stage in STAGES:
+                processes[stage].must_run()
+            return processes["sink"].metric(ROWS) >= count
+
+        processes["sink"].wait_for(done, "every row is in the lake", timeout_s=900)
+        seconds = time.time() - began
+        cpu_s = {stage: process.cpu_s() - cpu_before.get(stage, 0) for stage, process in processes.items()}
+        return {
+            **measured(setup, count, seconds),
+            "cpu_us_per_job": {stage: spent / count * 1e6 for stage, spent in cpu_s.items()},
+            "resident_peak_bytes": {stage: processes[stage].memory_bytes()[1] for stage in STAGES},
+            "resident_bytes": samples,
+        }
+
+
+def measured(setup, count, seconds):
+    """Checks that the lake has every row once, and puts the numbers of a run together."""
+    rows = lake.rows(setup.lake)
+    assert rows == {"results": count, "costs": count}, f"{count} jobs became {rows}"
+    found = lake.outcomes(setup.lake)
+    return {**found, "seconds": seconds, "jobs_per_s": count / seconds, "whole_tokens_per_s": found["tokens"] / seconds}
+
+
+def run_script(broker, name, count, *, poll, model=None):
+    """Runs all of `jobs` through the user's script. Its clock runs from when it is ready to read until its last commit."""
+    out, before = WORK / name, broker.process.cpu_s()
+    command = [sys.executable, HERE / "user_script.py", "--brokers", broker.address, "--group", name, "--out", out]
+    told = said("script", [*command, "--jobs", count, "--poll", poll, *(["--model", model] if model else [])])
+    broker_s = broker.process.cpu_s() - before
+    rows = lake.rows_under(out)
+    shutil.rmtree(out)
+    assert rows == count, f"{count} jobs became {rows} rows"
+    seconds = told["ended"] - told["ready"]
+    cpu = {"script": told["cpu_s"] / count * 1e6, "broker": broker_s / count * 1e6}
+    return {**told, "seconds": seconds, "jobs_per_s": count / seconds, "cpu_us_per_job": cpu}
+
+
+def said(name, command):
+    """Runs a command that says its numbers as one line of JSON, and adds the CPU that it took unless it said so itself."""
+    before_s = children_cpu_s()
+    process = Process(name, command)
+    process.must_succeed()
+    return {"cpu_s": children_cpu_s() - before_s, **json.loads(process.log.read_text().splitlines()[-1])}
+
+
+def children_cpu_s():
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return ended.ru_utime + ended.ru_stime
