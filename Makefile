@@ -6,7 +6,7 @@ MODEL := .cache/models/all-MiniLM-L6-v2
 # The demo needs no Kafka client, no cloud and no hub: leaving them out saves minutes of its first build.
 LEAN := --no-default-features
 
-.PHONY: demo test weights build stories lint arrows docs bench clean
+.PHONY: conformance demo test weights build stories lint arrows docs bench clean
 
 demo: weights ## Run three tenants' jobs through the whole pipeline
 	cargo build $(CARGO_PROFILE) -p tributary $(LEAN)
@@ -26,7 +26,11 @@ stories: weights ## Run the stories on a real Apache Kafka and a real S3 server
 	tests/s3/fetch
 	tests/readers/fetch
 	cargo build $(CARGO_PROFILE) -p tributary
-	cargo test $(CARGO_PROFILE) -p stories --features kafka
+	cargo test $(CARGO_PROFILE) -p stories --features kafka --test pipeline -- --test-threads=1
+
+conformance: ## Hold Kafka topics to the conformance suite
+	tests/kafka/fetch
+	cargo test $(CARGO_PROFILE) -p stories --features kafka --test kafka_conformance
 
 lint: ## Formatting and lints
 	cargo fmt --all --check
