@@ -1,5 +1,7 @@
 //! The Kafka implementation of topics, held to the conformance suite on a real broker.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::{
     collections::BTreeMap,
     sync::{Arc, OnceLock},
