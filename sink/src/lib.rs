@@ -29,6 +29,8 @@ mod chain;
 mod columns;
 mod encode;
 mod error;
+#[cfg(test)]
+mod faults;
 mod layout;
 pub mod metric_names;
 mod partition;
