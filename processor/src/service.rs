@@ -14,11 +14,11 @@ use std::{
     time::Instant,
 };
 
-use schemas::{ModelName, ModelTerms, Pool, TopicNames};
+use schemas::{AdmittedJob, DecodeError, ModelName, ModelTerms, Pool, Record as _, TopicNames};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
-use topics::{Committer, Error, Event, Reader, Subscription, TopicPattern, Topics};
+use topics::{Chunk, Committer, Error, Event, Reader, Subscription, TopicPattern, Topics};
 
 use crate::{
     device::{Device, Inferred},
@@ -199,6 +199,7 @@ impl Service {
                         lanes.forget(&partitions);
                     }
                     Event::Records(chunk) => {
+                        refuse_other_versions(&chunk)?;
                         let partition = chunk.partition.clone();
                         let tenant = self.context.names.tenant_of_work(&self.config.pool, &partition.topic.name);
                         let Some(tenant) = tenant else {
@@ -256,6 +257,21 @@ impl Service {
     }
 }
 
+/// A job of another version is a good one that an upgrade will read: better to stop than to call it dead.
+fn refuse_other_versions(chunk: &Chunk) -> Result<(), Error> {
+    for record in &chunk.records {
+        if let Err(error @ DecodeError::UnknownVersion { .. }) =
+            AdmittedJob::body(record.value.as_deref().unwrap_or_default())
+        {
+            return Err(Error::Invalid {
+                what: format!("{} at offset {}", chunk.partition, record.offset),
+                detail: error.to_string(),
+            });
+        }
+    }
+    Ok(())
+}
+
 /// The size of a window before the device's speed is known, and the least size ever.
 const FIRST_WINDOW_BYTES: usize = 16 << 10;
 
@@ -281,4 +297,82 @@ async fn commit(
         metrics::histogram!(metric_names::COMMIT_SECONDS).record(began.elapsed().as_secs_f64());
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use rust_decimal::Decimal;
+    use schemas::{Task, Tenant, TopicName};
+    use topics::{Append, TopicSpec, local::LocalTopics};
+
+    use super::*;
+    use crate::model::{DeviceChoice, ModelConfig, load};
+
+    fn service(topics: Arc<dyn Topics>, names: TopicNames) -> Service {
+        let config = Config {
+            group: "processor".to_owned(),
+            pool: Pool::default(),
+            window_ms: 10,
+            window_jobs_max: 10,
+            window_bytes_max: 1 << 20,
+            batch_tokens_max: 100,
+            lane_bytes_max: 1 << 20,
+            lanes_bytes_max: 1 << 20,
+        };
+        let name = ModelName::new("minilm").unwrap();
+        let model: ModelConfig =
+            serde_json::from_value(serde_json::json!({ "source": "passthrough:8" })).unwrap();
+        let served = Served {
+            model: load(&name, &model, DeviceChoice::Cpu).unwrap(),
+            terms: ModelTerms {
+                task: Task::Embed,
+                price_per_device_second: Decimal::ZERO,
+            },
+        };
+        let models = BTreeMap::from([(name, served)]);
+        Service::new(config, topics, names, "USD".to_owned(), models, "run".to_owned())
+    }
+
+    #[tokio::test]
+    async fn work_of_a_newer_version_stops_the_processor_before_it_is_lost() {
+        let names = TopicNames::new(&TopicName::new("jobs").unwrap(), "tributary.").unwrap();
+        let work = names.work(&Pool::default(), &Tenant::new("acme").unwrap());
+        let topics: Arc<dyn Topics> = Arc::new(LocalTopics::in_memory());
+        let spec = |name| TopicSpec {
+            name,
+            partitions: 1,
+            message_bytes_max: None,
+        };
+        topics
+            .ensure(&[spec(work.clone()), spec(names.dead_letters())])
+            .await
+            .unwrap();
+        let newer = Append {
+            topic: work,
+            partition: Some(0),
+            timestamp_ms: 0,
+            key: None,
+            value: Some(vec![AdmittedJob::VERSION + 1, 0x80].into()),
+            headers: Vec::new(),
+        };
+        for appended in topics.appender().await.unwrap().append(vec![newer]).await {
+            appended.unwrap();
+        }
+        let service = service(Arc::clone(&topics), names);
+        let error = service.run(CancellationToken::new(), &|| {}).await.unwrap_err();
+        assert!(!error.is_retryable(), "{error}");
+        let text = error.to_string();
+        assert!(
+            text.contains("tributary.work.shared.acme[0] at offset 0")
+                && text.contains("upgrade the readers first"),
+            "{text}"
+        );
+        let subscription = Service::subscription(&Pool::default(), &service.context.names);
+        let group = Service::group(&service.config);
+        assert_eq!(
+            topics.lag(&group, &subscription).await.unwrap(),
+            1,
+            "it is still there to be read"
+        );
+    }
 }

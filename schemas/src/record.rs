@@ -25,14 +25,20 @@ pub trait Record: Serialize + DeserializeOwned {
     /// # Errors
     /// [`DecodeError`], which says whether a newer build wrote it or nobody of ours did.
     fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        rmp_serde::from_slice(Self::body(bytes)?).map_err(|source| DecodeError::Malformed {
+            kind: Self::KIND,
+            source,
+        })
+    }
+
+    /// What follows the version in `bytes`.
+    ///
+    /// # Errors
+    /// [`DecodeError::Empty`], or [`DecodeError::UnknownVersion`] where this build cannot read the rest.
+    fn body(bytes: &[u8]) -> Result<&[u8], DecodeError> {
         match bytes.split_first() {
             None => Err(DecodeError::Empty { kind: Self::KIND }),
-            Some((&version, body)) if version == Self::VERSION => {
-                rmp_serde::from_slice(body).map_err(|source| DecodeError::Malformed {
-                    kind: Self::KIND,
-                    source,
-                })
-            }
+            Some((&version, body)) if version == Self::VERSION => Ok(body),
             Some((&found, _)) => Err(DecodeError::UnknownVersion {
                 kind: Self::KIND,
                 found,
