@@ -158,12 +158,12 @@ impl Service {
                 };
                 let decision = decide(received, &self.policies, now_ms);
                 count(&decision);
-                self.append_for(received, decision)
+                self.append_for(received, decision, now_ms)
             })
             .collect()
     }
 
-    fn append_for(&self, received: Received<'_>, decision: Decision) -> Append {
+    fn append_for(&self, received: Received<'_>, decision: Decision, now_ms: i64) -> Append {
         let policies = &self.policies;
         match decision {
             Decision::Admit(job) => {
@@ -171,7 +171,7 @@ impl Service {
                 Append {
                     topic: policies.topics.work(&policy.pool, &job.tenant),
                     partition: Some(job.origin.spread_over(policy.partitions)),
-                    timestamp_ms: job.submitted_at_ms,
+                    timestamp_ms: now_ms,
                     key: None,
                     value: Some(job.encode().into()),
                     headers: Vec::new(),
@@ -184,7 +184,7 @@ impl Service {
                         .origin
                         .spread_over(policies.partitions_of(&outcome.tenant)),
                 ),
-                timestamp_ms: outcome.completed_at_ms,
+                timestamp_ms: now_ms,
                 key: None,
                 value: Some(outcome.encode().into()),
                 headers: Vec::new(),
@@ -192,7 +192,7 @@ impl Service {
             Decision::DeadLetter(reason) => {
                 let Received { source, record } = received;
                 tracing::warn!(%source, offset = record.offset, reason, "record is no job");
-                dead_letter(source, record, &reason, policies.topics.dead_letters())
+                dead_letter(source, record, &reason, policies.topics.dead_letters(), now_ms)
             }
         }
     }
@@ -269,5 +269,79 @@ fn count(decision: &Decision) {
             }
         }
         Decision::DeadLetter(_) => metrics::counter!(metric_names::DEAD_LETTERS).increment(1),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rust_decimal::Decimal;
+    use schemas::{ModelName, ModelTerms, Pool, Task, TenantPolicy, TopicId, TopicName, TopicNames};
+    use topics::{Assignment, Header, Record, TopicRef, local::LocalTopics};
+
+    use super::*;
+
+    fn service() -> Service {
+        let config = Config {
+            group: "ingest".to_owned(),
+            linger_ms: 0,
+            commit_records_max: 10,
+            commit_bytes_max: 1 << 20,
+        };
+        let terms = ModelTerms {
+            task: Task::Embed,
+            price_per_device_second: Decimal::ZERO,
+        };
+        let acme = TenantPolicy {
+            pool: Pool::default(),
+            partitions: 2,
+            models: None,
+        };
+        let policies = Policies {
+            topics: TopicNames::new(&TopicName::new("jobs").unwrap(), "tributary.").unwrap(),
+            tenants: BTreeMap::from([(Tenant::new("acme").unwrap(), acme)]),
+            models: BTreeMap::from([(ModelName::new("minilm").unwrap(), terms)]),
+            input_bytes_max: 1_000,
+            currency: "USD".to_owned(),
+        };
+        Service::new(config, Arc::new(LocalTopics::in_memory()), Arc::new(policies))
+    }
+
+    #[test]
+    fn whatever_time_a_producer_claims_what_becomes_of_its_record_is_stamped_with_now() {
+        let topic = TopicRef {
+            name: TopicName::new("jobs").unwrap(),
+            id: TopicId::from_bytes([7; 16]),
+        };
+        let values = [
+            r#"{"id":"a","tenant":"acme","model":"minilm","input":"admitted"}"#,
+            r#"{"id":"b","tenant":"acme","model":"minilm","input":""}"#,
+            "a dead letter",
+        ];
+        let records = [(-1, "0001-01-01T00:00:00Z"), (i64::MAX, "9999-12-31T23:59:59Z")]
+            .into_iter()
+            .flat_map(|(timestamp_ms, ce_time)| {
+                values.map(|value| Record {
+                    offset: 0,
+                    timestamp_ms,
+                    key: None,
+                    value: Some(value.into()),
+                    headers: vec![Header::text("ce_time", ce_time)],
+                })
+            });
+        let chunk = Chunk {
+            partition: Partition {
+                topic: Arc::new(topic),
+                index: 0,
+            },
+            assignment: Assignment(0),
+            records: records.collect(),
+        };
+        let began_ms = chrono::Utc::now().timestamp_millis();
+        let appends = service().decide_chunk(&chunk);
+        let ended_ms = chrono::Utc::now().timestamp_millis();
+        assert_eq!(appends.len(), 6);
+        for append in appends {
+            assert!((began_ms..=ended_ms).contains(&append.timestamp_ms), "{append:?}");
+        }
     }
 }

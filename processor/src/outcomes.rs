@@ -49,7 +49,13 @@ pub(crate) fn steps(inferred: Inferred, context: &Context, completed_at_ms: i64)
             ItemState::Undecodable { record, reason } => {
                 tracing::error!(%source, offset, reason, "record of work cannot be decoded");
                 metrics::counter!(metric_names::DEAD_LETTERS).increment(1);
-                dead_letter(&source, &record, &reason, context.names.dead_letters())
+                dead_letter(
+                    &source,
+                    &record,
+                    &reason,
+                    context.names.dead_letters(),
+                    completed_at_ms,
+                )
             }
         };
         let step = steps.entry(source.clone()).or_insert_with(|| Step {

@@ -95,10 +95,11 @@ impl Sealer {
         range: &ReadyRange,
         encoded: &Encoded,
     ) -> Result<(), Error> {
+        let now_ms = chrono::Utc::now().timestamp_millis();
         let letters = encoded.undecodable.iter().map(|(position, reason)| {
             let record = &range.records[*position];
             tracing::error!(%source, offset = record.offset, reason, "record of outcomes cannot be decoded");
-            dead_letter(source, record, reason, self.dead_letters.clone())
+            dead_letter(source, record, reason, self.dead_letters.clone(), now_ms)
         });
         for appended in self.appender.append(letters.collect()).await {
             appended?;

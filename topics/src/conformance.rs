@@ -12,7 +12,7 @@ use std::{
         Arc,
         atomic::{AtomicU32, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
@@ -147,7 +147,7 @@ pub async fn a_record_comes_back_as_it_was_appended(place: &Place) {
         (bytes(b"deleted"), None, vec![]),
         (None, None, vec![]),
     ];
-    let sent: Vec<Append> = std::iter::zip(1_700_000_000_123.., sent)
+    let sent: Vec<Append> = std::iter::zip(now_ms().., sent)
         .map(|(timestamp_ms, (key, value, headers))| Append {
             topic: topic.clone(),
             partition: Some(0),
@@ -946,6 +946,13 @@ impl Member {
     }
 }
 
+fn now_ms() -> i64 {
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
+    since_1970.map_or(0, |since| {
+        i64::try_from(since.as_millis()).expect("this is not the year 292,278,994")
+    })
+}
+
 fn only(topic: &TopicName) -> Subscription {
     Subscription {
         patterns: vec![TopicPattern::Exact(topic.clone())],
@@ -956,7 +963,7 @@ fn at(topic: &TopicName, partition: i32, value: &str) -> Append {
     Append {
         topic: topic.clone(),
         partition: Some(partition),
-        timestamp_ms: 1_700_000_000_000,
+        timestamp_ms: now_ms(),
         key: None,
         value: Some(Bytes::copy_from_slice(value.as_bytes())),
         headers: Vec::new(),

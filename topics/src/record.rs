@@ -97,7 +97,8 @@ pub struct Append {
     pub topic: TopicName,
     /// The partition; none leaves it to the key, or to chance.
     pub partition: Option<i32>,
-    /// What the record's timestamp shall be, in milliseconds since 1970 UTC.
+    /// The time now, in milliseconds since 1970 UTC. Never a time that somebody claims: Kafka deletes records by it, and
+    /// refuses one that is far off its clock.
     pub timestamp_ms: i64,
     /// The key.
     pub key: Option<Bytes>,
