@@ -16,6 +16,7 @@ mod committer;
 mod ids;
 mod membership;
 mod native;
+mod polled;
 mod reader;
 mod settings;
 
@@ -26,14 +27,20 @@ use std::{
 };
 
 use async_trait::async_trait;
-use rdkafka::{admin::AdminClient, consumer::BaseConsumer, types::RDKafkaErrorCode};
+use rdkafka::{
+    admin::AdminClient,
+    consumer::BaseConsumer,
+    producer::{BaseProducer, Producer},
+    types::RDKafkaErrorCode,
+};
 use schemas::TopicName;
 
-use crate::{Appender, Committer, Error, Reader, Subscription, TopicSpec, Topics};
+use crate::{Appender, Committer, Error, Reader, Subscription, TopicSpec, Topics, blocking::blocking};
 use appender::KafkaAppender;
 use client::{Complaints, classified, not_created};
 use committer::{KafkaCommitter, StageProducer};
 use ids::TopicIds;
+use polled::polled;
 use reader::KafkaReader;
 pub use settings::{Delivery, Settings};
 
@@ -44,7 +51,8 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 pub struct KafkaTopics {
     settings: Settings,
     complaints: Complaints,
-    admin: Arc<AdminClient<Complaints>>,
+    /// For questions about the cluster. An `AdminClient` would not do: nobody takes in what it logs.
+    client: Arc<BaseProducer<Complaints>>,
     ids: TopicIds,
     /// One client a group, for measuring its lag without joining it.
     observers: Mutex<HashMap<String, Arc<BaseConsumer<Complaints>>>>,
@@ -58,16 +66,12 @@ impl KafkaTopics {
     pub fn new(settings: Settings) -> Result<Self, Error> {
         settings.check()?;
         let complaints = Complaints::default();
-        let admin = settings
-            .admin()
-            .create_with_context(complaints.clone())
-            .map_err(|error| not_created(&error))?;
-        let admin = Arc::new(admin);
-        let ids = TopicIds::new(Arc::clone(&admin));
+        let client = polled(&settings.client(), complaints.clone())?;
+        let ids = TopicIds::new(Arc::clone(&client));
         Ok(Self {
             settings,
             complaints,
-            admin,
+            client,
             ids,
             observers: Mutex::default(),
         })
@@ -75,13 +79,13 @@ impl KafkaTopics {
 
     /// Asks the cluster for a sign of life, so that a wrong address is an error now and not silence for ever.
     async fn reach(&self) -> Result<(), Error> {
-        let (admin, servers) = (
-            Arc::clone(&self.admin),
+        let (client, servers) = (
+            Arc::clone(&self.client),
             self.settings.bootstrap_servers().to_owned(),
         );
         blocking(move || {
-            native::ping(admin.inner(), ANSWER_LIMIT).map_err(|(code, text)| {
-                let text = admin.inner().context().explain(&text);
+            native::ping(client.client(), ANSWER_LIMIT).map_err(|(code, text)| {
+                let text = client.context().explain(&text);
                 let detail = format!(
                     "{text}; see that the brokers run, that Kafka property `bootstrap.servers` names them, and that \
                      `security.protocol` is theirs"
@@ -119,7 +123,17 @@ impl KafkaTopics {
 impl Topics for KafkaTopics {
     async fn ensure(&self, specs: &[TopicSpec]) -> Result<(), Error> {
         self.reach().await?;
-        admin::ensure(&self.admin, specs, self.settings.replication_factor).await
+        let (config, complaints) = (self.settings.client(), self.complaints.clone());
+        let create = move || {
+            config
+                .create_with_context(complaints)
+                .map_err(|error| not_created(&error))
+        };
+        let admin: AdminClient<Complaints> = blocking(create).await?;
+        let ensured = admin::ensure(&admin, &self.client, specs, self.settings.replication_factor).await;
+        // Its end is waited for.
+        blocking(move || Ok(drop(admin))).await?;
+        ensured
     }
 
     async fn reader(&self, group: &str, subscription: &Subscription) -> Result<Box<dyn Reader>, Error> {
@@ -166,31 +180,15 @@ impl Topics for KafkaTopics {
 
 /// Those of `topics` that exist.
 fn describe(
-    admin: &AdminClient<Complaints>,
+    client: &BaseProducer<Complaints>,
     topics: &[TopicName],
 ) -> Result<BTreeMap<TopicName, native::Described>, Error> {
-    native::describe(admin.inner(), topics, ANSWER_LIMIT).map_err(|(code, text)| {
+    native::describe(client.client(), topics, ANSWER_LIMIT).map_err(|(code, text)| {
         let text = if code == RDKafkaErrorCode::OperationTimedOut {
-            admin.inner().context().explain(&text)
+            client.context().explain(&text)
         } else {
             text
         };
         classified("describe topics", code, false, text)
     })
-}
-
-/// Runs a call that waits for the cluster where it holds nobody up.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
-) -> Result<T, Error> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(ended) => match ended.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            Err(cancelled) => Err(Error::Unavailable {
-                what: "ask Kafka".to_owned(),
-                detail: cancelled.to_string(),
-            }),
-        },
-    }
 }

@@ -16,6 +16,7 @@
 //!   [`Assignment`], which is new at each handing-over, so that work begun under an older one can be told.
 //! - [`Committer::append_and_commit`] appends and advances for exactly those sources that the stage still owns.
 
+mod blocking;
 mod commits;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;

@@ -19,7 +19,7 @@ use tokio::sync::{Mutex, watch};
 
 use crate::{
     Append, Appender, Assignment, Chunk, Committed, Committer, Error, Event, Partition, Progress, Reader,
-    Step, Subscription, TopicSpec, Topics,
+    Step, Subscription, TopicSpec, Topics, blocking::blocking,
 };
 use database::Log;
 use groups::{Groups, MemberId};
@@ -369,21 +369,6 @@ impl Appender for LocalAppender {
                 })
                 .collect()
         })
-    }
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
-) -> Result<T, Error> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(join) => match join.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            Err(cancelled) => Err(Error::Unavailable {
-                what: "local topics".to_owned(),
-                detail: cancelled.to_string(),
-            }),
-        },
     }
 }
 

@@ -9,8 +9,9 @@ use std::{
 use rdkafka::{
     Offset, TopicPartitionList,
     admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication, TopicResult},
-    consumer::{BaseConsumer, Consumer, ConsumerContext},
+    consumer::{BaseConsumer, Consumer},
     error::KafkaError,
+    producer::BaseProducer,
     types::RDKafkaErrorCode,
 };
 use schemas::TopicName;
@@ -29,11 +30,10 @@ const BATCH_OVERHEAD_BYTES: u32 = 4096;
 /// How often the brokers are asked whether they know a topic.
 const LOOK: Duration = Duration::from_millis(20);
 
-impl ConsumerContext for Complaints {}
-
 /// Makes what is missing; see [`crate::Topics::ensure`].
 pub(super) async fn ensure(
-    admin: &Arc<AdminClient<Complaints>>,
+    admin: &AdminClient<Complaints>,
+    client: &Arc<BaseProducer<Complaints>>,
     specs: &[TopicSpec],
     replication_factor: u16,
 ) -> Result<(), Error> {
@@ -55,7 +55,7 @@ pub(super) async fn ensure(
         .await
         .map_err(|error| failed("create topics", &error))?;
     check(&created, RDKafkaErrorCode::TopicAlreadyExists, "create topic")?;
-    let found = described(admin, specs).await?;
+    let found = described(client, specs).await?;
     let smaller = specs.iter().filter(|spec| {
         found
             .get(&spec.name)
@@ -76,14 +76,14 @@ pub(super) async fn ensure(
             "add partitions to topic",
         )?;
     }
-    all_visible(admin, specs).await
+    all_visible(client, specs).await
 }
 
 /// The controller answers before the brokers have heard of it.
-async fn all_visible(admin: &Arc<AdminClient<Complaints>>, specs: &[TopicSpec]) -> Result<(), Error> {
+async fn all_visible(client: &Arc<BaseProducer<Complaints>>, specs: &[TopicSpec]) -> Result<(), Error> {
     let began = Instant::now();
     loop {
-        let found = described(admin, specs).await?;
+        let found = described(client, specs).await?;
         let missing = |spec: &&TopicSpec| {
             found
                 .get(&spec.name)
@@ -103,14 +103,14 @@ async fn all_visible(admin: &Arc<AdminClient<Complaints>>, specs: &[TopicSpec]) 
 }
 
 async fn described(
-    admin: &Arc<AdminClient<Complaints>>,
+    client: &Arc<BaseProducer<Complaints>>,
     specs: &[TopicSpec],
 ) -> Result<BTreeMap<TopicName, native::Described>, Error> {
-    let (admin, names) = (
-        Arc::clone(admin),
+    let (client, names) = (
+        Arc::clone(client),
         specs.iter().map(|spec| spec.name.clone()).collect::<Vec<_>>(),
     );
-    blocking(move || describe(&admin, &names)).await
+    blocking(move || describe(&client, &names)).await
 }
 
 fn new_topic<'a>(spec: &'a TopicSpec, limit: Option<&'a str>, replication_factor: u16) -> NewTopic<'a> {

@@ -1,8 +1,9 @@
-//! Appending without reading: an idempotent producer, and a thread that takes in its acknowledgements.
+//! Appending without reading, through an idempotent producer.
 
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -11,7 +12,7 @@ use rdkafka::{
     config::RDKafkaLogLevel,
     error::KafkaError,
     message::DeliveryResult,
-    producer::{ProducerContext, ThreadedProducer},
+    producer::{BaseProducer, Producer, ProducerContext},
     types::RDKafkaErrorCode,
 };
 use schemas::TopicName;
@@ -19,15 +20,19 @@ use tokio::sync::{Notify, oneshot};
 
 use super::{
     blocking,
-    client::{Complaints, not_appended, not_created},
+    client::{Complaints, not_appended},
     committer::{native_record, not_sent},
     ids::TopicIds,
+    polled::polled,
 };
 use crate::{Append, Appender, Error, Partition, TopicRef};
 
+/// How long to wait for news of room in librdkafka's queue before looking.
+const LOOK: Duration = Duration::from_millis(5);
+
 /// Appends through a producer of its own.
 pub(super) struct KafkaAppender {
-    producer: ThreadedProducer<Acknowledgements>,
+    producer: Arc<BaseProducer<Acknowledgements>>,
     ids: TopicIds,
 }
 
@@ -37,17 +42,17 @@ impl KafkaAppender {
             room: Arc::default(),
             complaints,
         };
-        let producer = config
-            .create_with_context(context)
-            .map_err(|error| not_created(&error))?;
-        Ok(Self { producer, ids })
+        Ok(Self {
+            producer: polled(config, context)?,
+            ids,
+        })
     }
 
     /// Waits while librdkafka's queue is full.
     async fn send(&self, append: &Append, slot: Slot) {
-        use rdkafka::producer::Producer;
         let room = Arc::clone(&self.producer.context().room);
         let mut opaque = Box::new(slot);
+        let mut alone = false;
         loop {
             // Listening begins before the attempt, or room that is made in between would be missed.
             let made = room.notified();
@@ -55,12 +60,14 @@ impl KafkaAppender {
             made.as_mut().enable();
             match self.producer.send(native_record(append, opaque)) {
                 Ok(()) => return,
-                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), refused)) => {
+                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), refused)) if !alone => {
                     opaque = refused.delivery_opaque;
                 }
                 Err((error, refused)) => return refused.delivery_opaque.fill(Err(not_sent(append, &error))),
             }
-            made.await;
+            // A record is reported a moment before its room is free.
+            tokio::time::timeout(LOOK, made).await.ok();
+            alone = self.producer.in_flight_count() == 0;
         }
     }
 }

@@ -3,7 +3,8 @@
 use std::sync::{Arc, Mutex};
 
 use rdkafka::{
-    ClientContext, Statistics, config::RDKafkaLogLevel, error::KafkaError, types::RDKafkaErrorCode,
+    ClientContext, Statistics, config::RDKafkaLogLevel, consumer::ConsumerContext, error::KafkaError,
+    message::DeliveryResult, producer::ProducerContext, types::RDKafkaErrorCode,
 };
 
 use super::settings::is_secret;
@@ -63,6 +64,14 @@ impl ClientContext for Complaints {
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::warn!(target: "librdkafka", %error, "{reason}");
     }
+}
+
+impl ConsumerContext for Complaints {}
+
+impl ProducerContext for Complaints {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, _: &DeliveryResult<'_>, (): ()) {}
 }
 
 /// Why a client could not be made.
@@ -155,6 +164,21 @@ pub(super) fn not_appended(topic: &str, size_bytes: usize, code: RDKafkaErrorCod
             let detail =
                 "the topic or its partition does not exist: create it before appending to it".to_owned();
             Error::Invalid { what, detail }
+        }
+        Code::QueueFull => {
+            let detail = format!(
+                "a record of {size_bytes} bytes does not fit into an empty queue: raise Kafka property \
+                 `queue.buffering.max.kbytes`"
+            );
+            Error::Invalid { what, detail }
+        }
+        Code::InvalidTimestamp => {
+            let detail = "its timestamp is too far from the broker's clock: see the topic's \
+                          `message.timestamp.before.max.ms` and `message.timestamp.after.max.ms`";
+            Error::Invalid {
+                what,
+                detail: detail.to_owned(),
+            }
         }
         code => classified(&what, code, false, code.to_string()),
     }

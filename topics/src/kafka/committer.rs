@@ -7,11 +7,7 @@
 //! that is not a member at all carries no id, and from such a one the broker takes anything: nothing is sent then.
 
 use std::{
-    sync::{
-        Mutex, Weak,
-        atomic::{AtomicUsize, Ordering},
-        mpsc,
-    },
+    sync::{Arc, Condvar, Mutex, MutexGuard, Weak, mpsc},
     time::{Duration, Instant},
 };
 
@@ -28,8 +24,9 @@ use rdkafka::{
 use tokio::sync::oneshot;
 
 use super::{
-    client::{Complaints, failed, not_appended, not_created},
+    client::{Complaints, failed, not_appended},
     native,
+    polled::polled,
     reader::{GroupConsumer, REBALANCE_LIMIT, RETRY_PAUSE, commit_progress, is_rebalance, offsets},
     settings::Delivery,
 };
@@ -37,10 +34,6 @@ use crate::{Append, Committed, Committer, Error, Partition, Step};
 
 /// How long any one call of a transaction may take.
 const CALL_LIMIT: Duration = Duration::from_secs(30);
-/// How often acknowledgements are looked at while they are waited for.
-const LOOK: Duration = Duration::from_millis(1);
-/// Acknowledgements are taken in after this many records, so that they do not pile up beside the records.
-const SENT_BETWEEN_LOOKS: usize = 1_000;
 
 /// Hands commits to the thread that does them.
 pub(super) struct KafkaCommitter {
@@ -54,7 +47,7 @@ struct Request {
 
 /// A producer that is ready, and whose predecessor of the same name can no longer commit.
 pub(super) struct StageProducer {
-    producer: BaseProducer<Deliveries>,
+    producer: Arc<BaseProducer<Deliveries>>,
     delivery: Delivery,
 }
 
@@ -65,9 +58,7 @@ impl StageProducer {
         delivery: Delivery,
         complaints: Complaints,
     ) -> Result<Self, Error> {
-        let producer: BaseProducer<Deliveries> = config
-            .create_with_context(Deliveries::new(complaints))
-            .map_err(|error| not_created(&error))?;
+        let producer = polled(config, Deliveries::new(complaints))?;
         if delivery == Delivery::Transactional {
             producer
                 .init_transactions(CALL_LIMIT)
@@ -123,7 +114,7 @@ impl Committer for KafkaCommitter {
 }
 
 struct Worker {
-    producer: BaseProducer<Deliveries>,
+    producer: Arc<BaseProducer<Deliveries>>,
     delivery: Delivery,
     consumer: Weak<GroupConsumer>,
 }
@@ -212,11 +203,8 @@ impl Worker {
     }
 
     fn abort(&self) -> Result<(), KafkaError> {
-        // librdkafka waits until every record is reported, and reports are only taken in by polling.
+        // librdkafka waits until every record is reported.
         self.producer.purge(PurgeConfig::default().queue().inflight());
-        while self.producer.in_flight_count() > 0 {
-            self.producer.poll(LOOK);
-        }
         self.producer.abort_transaction(CALL_LIMIT)
     }
 
@@ -233,29 +221,22 @@ impl Worker {
         deliveries.begin();
         let mut sent = 0;
         for append in steps.iter().flat_map(|step| &step.appends) {
-            self.send(append)?;
+            self.send(append, sent)?;
             sent += 1;
-            if sent % SENT_BETWEEN_LOOKS == 0 {
-                self.producer.poll(Duration::ZERO);
-                deliveries.check()?;
-            }
         }
-        // Every record is acknowledged or fails within the transaction's time limit, or `message.timeout.ms`.
-        while deliveries.reported() < sent {
-            self.producer.poll(LOOK);
-            deliveries.check()?;
-        }
-        deliveries.check()
+        deliveries.wait_for(sent)
     }
 
-    fn send(&self, append: &Append) -> Result<(), Error> {
+    /// Sends the record that follows `sent` others.
+    fn send(&self, append: &Append, sent: usize) -> Result<(), Error> {
         let mut record = native_record(append, ());
+        let mut alone = false;
         loop {
             match self.producer.send(record) {
                 Ok(()) => return Ok(()),
-                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), refused)) => {
-                    self.producer.poll(LOOK);
-                    self.producer.context().check()?;
+                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), refused)) if !alone => {
+                    self.producer.context().wait_for_half(sent)?;
+                    alone = self.producer.in_flight_count() == 0;
                     record = refused;
                 }
                 Err((error, _)) => return Err(not_sent(append, &error)),
@@ -321,11 +302,19 @@ pub(super) fn not_sent(append: &Append, error: &KafkaError) -> Error {
     )
 }
 
-/// What became of the records of one append.
+/// What became of the records of one append. Reports come in on the producer's thread.
 struct Deliveries {
-    reported: AtomicUsize,
-    failure: Mutex<Option<Failure>>,
+    tally: Mutex<Tally>,
+    enough: Condvar,
     complaints: Complaints,
+}
+
+#[derive(Default)]
+struct Tally {
+    reported: usize,
+    /// So many reports end the wait.
+    awaited: Option<usize>,
+    failure: Option<Failure>,
 }
 
 struct Failure {
@@ -337,23 +326,32 @@ struct Failure {
 impl Deliveries {
     fn new(complaints: Complaints) -> Self {
         Self {
-            reported: AtomicUsize::new(0),
-            failure: Mutex::default(),
+            tally: Mutex::default(),
+            enough: Condvar::new(),
             complaints,
         }
     }
 
     fn begin(&self) {
-        self.reported.store(0, Ordering::Relaxed);
-        *self.failure() = None;
+        *self.tally() = Tally::default();
     }
 
-    fn reported(&self) -> usize {
-        self.reported.load(Ordering::Relaxed)
+    /// Waits until half of those of `sent` records that are not reported yet are.
+    fn wait_for_half(&self, sent: usize) -> Result<(), Error> {
+        let reported = self.tally().reported;
+        self.wait_for(reported + (sent - reported).div_ceil(2))
     }
 
-    fn check(&self) -> Result<(), Error> {
-        match &*self.failure() {
+    /// Waits until so many records are reported, and tells if one of them failed. Each is reported in the end: it fails
+    /// when the time limit of the transaction, or `message.timeout.ms`, is up.
+    fn wait_for(&self, reported: usize) -> Result<(), Error> {
+        let mut tally = self.tally();
+        while tally.reported < reported && tally.failure.is_none() {
+            tally.awaited = Some(reported);
+            tally = self.enough.wait(tally).expect("no holder of this lock panics");
+        }
+        tally.awaited = None;
+        match &tally.failure {
             Some(Failure {
                 topic,
                 size_bytes,
@@ -363,8 +361,8 @@ impl Deliveries {
         }
     }
 
-    fn failure(&self) -> std::sync::MutexGuard<'_, Option<Failure>> {
-        self.failure.lock().expect("no holder of this lock panics")
+    fn tally(&self) -> MutexGuard<'_, Tally> {
+        self.tally.lock().expect("no holder of this lock panics")
     }
 }
 
@@ -384,13 +382,15 @@ impl ProducerContext for Deliveries {
     type DeliveryOpaque = ();
 
     fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+        let mut tally = self.tally();
+        tally.reported += 1;
         if let Err((error, message)) = result {
             let failure = Failure {
                 topic: message.topic().to_owned(),
                 size_bytes: message.key_len() + message.payload_len(),
                 code: error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail),
             };
-            let mut first = self.failure();
+            let first = &mut tally.failure;
             // A record that is too large takes the others of its batch with it: it is the largest.
             if first
                 .as_ref()
@@ -399,6 +399,11 @@ impl ProducerContext for Deliveries {
                 *first = Some(failure);
             }
         }
-        self.reported.fetch_add(1, Ordering::Relaxed);
+        let enough =
+            tally.awaited.is_some_and(|awaited| tally.reported >= awaited) || tally.failure.is_some();
+        drop(tally);
+        if enough {
+            self.enough.notify_all();
+        }
     }
 }

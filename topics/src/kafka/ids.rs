@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rdkafka::admin::AdminClient;
+use rdkafka::producer::BaseProducer;
 use schemas::TopicName;
 
 use super::{client::Complaints, describe, native};
@@ -21,14 +21,14 @@ type Known = HashMap<TopicName, (Arc<TopicRef>, Instant)>;
 /// Asks the cluster for the ids of topics. Clones share what is known.
 #[derive(Clone)]
 pub(super) struct TopicIds {
-    admin: Arc<AdminClient<Complaints>>,
+    client: Arc<BaseProducer<Complaints>>,
     known: Arc<Mutex<Known>>,
 }
 
 impl TopicIds {
-    pub(super) fn new(admin: Arc<AdminClient<Complaints>>) -> Self {
+    pub(super) fn new(client: Arc<BaseProducer<Complaints>>) -> Self {
         Self {
-            admin,
+            client,
             known: Arc::default(),
         }
     }
@@ -37,7 +37,7 @@ impl TopicIds {
     pub(super) fn ask(&self, mut names: Vec<TopicName>) -> Result<BTreeMap<TopicName, Arc<TopicRef>>, Error> {
         names.sort_unstable();
         names.dedup();
-        let described = describe(&self.admin, &names)?;
+        let described = describe(&self.client, &names)?;
         let mut known = self.known.lock().expect("no holder of this lock panics");
         let topics = described.into_iter().map(|(name, native::Described { id, .. })| {
             // One allocation a topic, however often it is asked for.

@@ -144,12 +144,12 @@ impl Settings {
             .map_or("", String::as_str)
     }
 
-    pub(super) fn admin(&self) -> ClientConfig {
-        self.client(&[])
+    pub(super) fn client(&self) -> ClientConfig {
+        self.with_defaults(&[])
     }
 
     pub(super) fn consumer(&self, group: &str) -> ClientConfig {
-        let mut config = self.client(&CONSUMER);
+        let mut config = self.with_defaults(&CONSUMER);
         config
             .set("group.id", group)
             .set("enable.auto.commit", "false")
@@ -160,7 +160,7 @@ impl Settings {
     }
 
     pub(super) fn producer(&self) -> ClientConfig {
-        let mut config = self.client(&PRODUCER);
+        let mut config = self.with_defaults(&PRODUCER);
         config.set("enable.idempotence", "true").set("acks", "all");
         config
     }
@@ -172,7 +172,7 @@ impl Settings {
         config
     }
 
-    fn client(&self, defaults: &[(&str, &str)]) -> ClientConfig {
+    fn with_defaults(&self, defaults: &[(&str, &str)]) -> ClientConfig {
         let mut config = ClientConfig::new();
         config.set("client.id", "tributary");
         for (name, value) in defaults {
@@ -285,7 +285,7 @@ mod tests {
             settings.transactional_producer("g").get("transactional.id"),
             Some("g-0")
         );
-        for client in [settings.consumer("g"), settings.producer(), settings.admin()] {
+        for client in [settings.consumer("g"), settings.producer(), settings.client()] {
             assert_eq!(client.get("ssl.ca.location"), Some("/ca"));
         }
     }
