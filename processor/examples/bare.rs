@@ -15,6 +15,7 @@ use std::{
 
 use processor::model::{DeviceChoice, ModelConfig, Tokens, load};
 use rayon::prelude::*;
+use schemas::ModelName;
 
 /// How texts are put together.
 #[derive(Clone, Copy)]
@@ -36,7 +37,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let options = options()?;
     let texts = inputs(&options.jobs)?;
     let config: ModelConfig = serde_json::from_value(serde_json::json!({ "source": options.folder }))?;
-    let mut model = load(&"bare".to_owned().try_into()?, &config, DeviceChoice::Auto)?;
+    let mut model = load(&ModelName::new("bare")?, &config, DeviceChoice::Auto)?;
 
     let began = Instant::now();
     let mut tokenized: Vec<Tokens> = texts

@@ -41,4 +41,8 @@ pub struct AdmittedJob {
 impl Record for AdmittedJob {
     const KIND: &'static str = "admitted job";
     const VERSION: u8 = 1;
+
+    fn size_hint(&self) -> usize {
+        512 + self.input.len()
+    }
 }

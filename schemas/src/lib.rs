@@ -16,6 +16,7 @@ mod outcome;
 mod policy;
 mod record;
 pub mod tables;
+mod text;
 mod topic;
 
 pub use admitted::AdmittedJob;

@@ -1,11 +1,11 @@
 //! How a job ended, and what it cost: one value, of which the result row and the cost row are two projections.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, str::FromStr};
 
 use rust_decimal::Decimal;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::{JobId, Origin, Record, Route, Tenant};
+use crate::{InvalidName, JobId, Origin, Record, Route, Tenant};
 
 /// The one end of a job.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -42,6 +42,14 @@ pub struct Outcome {
 impl Record for Outcome {
     const KIND: &'static str = "outcome";
     const VERSION: u8 = 1;
+
+    fn size_hint(&self) -> usize {
+        let vector = match &self.verdict {
+            Verdict::Succeeded { embedding } => size_of_val(&**embedding),
+            Verdict::Failed(_) | Verdict::Rejected(_) => 0,
+        };
+        1_024 + vector
+    }
 }
 
 /// Whether a job succeeded, and with what.
@@ -181,8 +189,8 @@ pub struct Run {
 }
 
 /// A SHA-256, shown as 64 hexadecimal digits.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(into = "String")]
 pub struct Digest([u8; 32]);
 
 impl Digest {
@@ -194,7 +202,12 @@ impl Digest {
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let mut text = [0; 64];
+        for (digits, byte) in text.as_chunks_mut::<2>().0.iter_mut().zip(self.0) {
+            *digits = [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]];
+        }
+        f.write_str(std::str::from_utf8(&text).expect("hexadecimal digits are ASCII"))
     }
 }
 
@@ -210,20 +223,29 @@ impl From<Digest> for String {
     }
 }
 
-impl TryFrom<String> for Digest {
-    type Error = String;
+impl FromStr for Digest {
+    type Err = InvalidName;
 
-    fn try_from(text: String) -> Result<Self, String> {
-        let invalid = || format!("`{text}` is not a digest: it must have 64 hexadecimal digits");
-        if text.len() != 64 || !text.is_ascii() {
+    fn from_str(text: &str) -> Result<Self, InvalidName> {
+        let invalid = || InvalidName::new("digest", text, "have 64 hexadecimal digits");
+        let (pairs, []) = text.as_bytes().as_chunks::<2>() else {
+            return Err(invalid());
+        };
+        let mut bytes = [0; 32];
+        if pairs.len() != bytes.len() {
             return Err(invalid());
         }
-        let mut bytes = [0; 32];
-        for (byte, digits) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
-            let digits = std::str::from_utf8(digits).map_err(|_| invalid())?;
-            *byte = u8::from_str_radix(digits, 16).map_err(|_| invalid())?;
+        let digit = |digit: u8| char::from(digit).to_digit(16).ok_or_else(invalid);
+        for (byte, [high, low]) in bytes.iter_mut().zip(pairs) {
+            *byte = (digit(*high)? << 4 | digit(*low)?) as u8;
         }
         Ok(Self(bytes))
+    }
+}
+
+impl<'de> Deserialize<'de> for Digest {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        crate::text::deserialize(deserializer, "a digest", Self::from_str)
     }
 }
 
@@ -266,6 +288,9 @@ mod f32_le {
     use serde::{Deserializer, Serializer, de};
 
     pub(super) fn serialize<S: Serializer>(vector: &[f32], serializer: S) -> Result<S::Ok, S::Error> {
+        if cfg!(target_endian = "little") {
+            return serializer.serialize_bytes(bytemuck::cast_slice(vector));
+        }
         let bytes: Vec<u8> = vector.iter().flat_map(|value| value.to_le_bytes()).collect();
         serializer.serialize_bytes(&bytes)
     }
@@ -320,9 +345,9 @@ mod tests {
     #[test]
     fn a_digest_reads_back_and_refuses_anything_else() {
         let digest = Digest::from_bytes(std::array::from_fn(|i| i as u8 * 7));
-        assert_eq!(Digest::try_from(digest.to_string()), Ok(digest));
+        assert_eq!(digest.to_string().parse(), Ok(digest));
         for text in ["", "zz", &"g".repeat(64), &"é".repeat(32)] {
-            assert!(Digest::try_from(text.to_owned()).is_err(), "`{text}`");
+            assert!(text.parse::<Digest>().is_err(), "`{text}`");
         }
     }
 }

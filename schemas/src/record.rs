@@ -12,9 +12,13 @@ pub trait Record: Serialize + DeserializeOwned {
     /// The version that this build writes, and the only one that it reads.
     const VERSION: u8;
 
+    /// About how many bytes the record encodes to.
+    fn size_hint(&self) -> usize;
+
     /// The record as bytes.
     fn encode(&self) -> Vec<u8> {
-        let mut bytes = vec![Self::VERSION];
+        let mut bytes = Vec::with_capacity(self.size_hint());
+        bytes.push(Self::VERSION);
         rmp_serde::encode::write_named(&mut bytes, self)
             .expect("a record has only types that MessagePack can hold");
         bytes

@@ -1,9 +1,9 @@
 //! Topics: their names, their ids, and which topic serves which stage.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, str::FromStr, sync::Arc};
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{InvalidName, Pool, Tenant, names::name};
 
@@ -26,8 +26,8 @@ fn is_topic_name(name: &str) -> bool {
 
 /// What tells a topic from a later one of the same name: Kafka's topic id. Offsets are only comparable under one id,
 /// since a re-created topic starts its offsets again. Shown as Kafka's own tools show it: URL-safe base64.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(into = "String")]
 pub struct TopicId([u8; 16]);
 
 impl TopicId {
@@ -42,16 +42,23 @@ impl TopicId {
     }
 }
 
-impl TryFrom<String> for TopicId {
-    type Error = InvalidName;
+impl FromStr for TopicId {
+    type Err = InvalidName;
 
-    fn try_from(text: String) -> Result<Self, InvalidName> {
-        BASE64_URL_SAFE_NO_PAD
-            .decode(&text)
-            .ok()
-            .and_then(|bytes| bytes.try_into().ok())
-            .map(Self)
-            .ok_or_else(|| InvalidName::new("topic id", &text, "be 16 bytes in URL-safe base64"))
+    fn from_str(text: &str) -> Result<Self, InvalidName> {
+        let invalid = || InvalidName::new("topic id", text, "be 16 bytes in URL-safe base64");
+        // The decoder asks for room for an estimate, which may be more.
+        let mut bytes = [0; 18];
+        match BASE64_URL_SAFE_NO_PAD.decode_slice(text, &mut bytes) {
+            Ok(16) => Ok(Self(bytes[..16].try_into().map_err(|_| invalid())?)),
+            _ => Err(invalid()),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for TopicId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        crate::text::deserialize(deserializer, "a topic id", Self::from_str)
     }
 }
 
@@ -202,8 +209,8 @@ mod tests {
     fn a_topic_id_reads_as_kafka_prints_it() {
         let id = TopicId::from_bytes([0xfb, 0xff, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13]);
         assert_eq!(id.to_string(), "-_8AAQIDBAUGBwgJCgsMDQ");
-        assert_eq!(TopicId::try_from(id.to_string()), Ok(id));
-        assert!(TopicId::try_from("short".to_owned()).is_err());
+        assert_eq!(id.to_string().parse(), Ok(id));
+        assert!("short".parse::<TopicId>().is_err());
     }
 
     #[test]

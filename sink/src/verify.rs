@@ -140,7 +140,7 @@ async fn chains(store: &Store) -> Result<BTreeMap<(TopicId, i32), Vec<i64>>, Err
     for path in store.list(&layout::path(layout::RANGES)).await? {
         let parts: Vec<String> = path.parts().map(|part| part.as_ref().to_owned()).collect();
         if let [_, topic, partition, _] = parts.as_slice()
-            && let Ok(topic) = TopicId::try_from(topic.clone())
+            && let Ok(topic) = topic.parse::<TopicId>()
             && let (Ok(partition), Some(start)) = (partition.parse(), layout::start_of(&path))
         {
             chains.entry((topic, partition)).or_default().push(start);
