@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use schemas::{Policies, Record as _, Tenant};
+use schemas::{Policies, ReasonCode, Record as _, Tenant};
 use serde::{Deserialize, Serialize};
 use tokio::time::sleep_until;
 use tokio_util::sync::CancellationToken;
@@ -148,7 +148,8 @@ impl Service {
 
     fn decide_chunk(&self, chunk: &Chunk) -> Vec<Append> {
         let now_ms = chrono::Utc::now().timestamp_millis();
-        chunk
+        let mut tally = Tally::default();
+        let appends = chunk
             .records
             .iter()
             .map(|record| {
@@ -157,10 +158,12 @@ impl Service {
                     record,
                 };
                 let decision = decide(received, &self.policies, now_ms);
-                count(&decision);
+                tally.add(&decision);
                 self.append_for(received, decision, now_ms)
             })
-            .collect()
+            .collect();
+        tally.record();
+        appends
     }
 
     fn append_for(&self, received: Received<'_>, decision: Decision, now_ms: i64) -> Append {
@@ -253,22 +256,43 @@ async fn wait_until(due: Option<Instant>) {
     }
 }
 
-fn count(decision: &Decision) {
-    let decided = |tenant: &Tenant, decision: &'static str| {
-        metrics::counter!(metric_names::DECIDED, "tenant" => tenant.to_string(), "decision" => decision)
-            .increment(1);
-    };
-    match decision {
-        Decision::Admit(job) => decided(&job.tenant, "admitted"),
-        Decision::Reject(outcome) => {
-            decided(&outcome.tenant, "rejected");
-            if let Some(reason) = outcome.verdict.reason() {
-                let (tenant, code) = (outcome.tenant.to_string(), reason.code.as_str());
-                metrics::counter!(metric_names::REJECTED, "tenant" => tenant, "reason_code" => code)
-                    .increment(1);
+/// What a chunk's decisions add to the metrics: looking a metric up for each record would cost as much as deciding on it.
+#[derive(Default)]
+struct Tally {
+    admitted: BTreeMap<Tenant, u64>,
+    rejected: BTreeMap<(Tenant, ReasonCode), u64>,
+    dead_letters: u64,
+}
+
+impl Tally {
+    fn add(&mut self, decision: &Decision) {
+        match decision {
+            Decision::Admit(job) => *self.admitted.entry(job.tenant.clone()).or_default() += 1,
+            Decision::Reject(outcome) => {
+                let reason = outcome.verdict.reason().expect("a rejection has its reason");
+                let key = (outcome.tenant.clone(), reason.code);
+                *self.rejected.entry(key).or_default() += 1;
             }
+            Decision::DeadLetter(_) => self.dead_letters += 1,
         }
-        Decision::DeadLetter(_) => metrics::counter!(metric_names::DEAD_LETTERS).increment(1),
+    }
+
+    fn record(self) {
+        let decided = |tenant: &Tenant, decision: &'static str, count| {
+            metrics::counter!(metric_names::DECIDED, "tenant" => tenant.to_string(), "decision" => decision)
+                .increment(count);
+        };
+        for (tenant, count) in self.admitted {
+            decided(&tenant, "admitted", count);
+        }
+        for ((tenant, code), count) in self.rejected {
+            decided(&tenant, "rejected", count);
+            metrics::counter!(metric_names::REJECTED, "tenant" => tenant.to_string(), "reason_code" => code.as_str())
+                .increment(count);
+        }
+        if self.dead_letters > 0 {
+            metrics::counter!(metric_names::DEAD_LETTERS).increment(self.dead_letters);
+        }
     }
 }
 

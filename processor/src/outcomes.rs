@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use schemas::{
-    AdmittedJob, Cost, ModelName, Outcome, Reason, ReasonCode, Record as _, Route, Run, TopicNames, Verdict,
+    AdmittedJob, Cost, ModelName, Outcome, Reason, ReasonCode, Record as _, Route, Run, Tenant, TopicNames,
+    Verdict,
 };
 use topics::{Append, Partition, Step, dead_letter};
 
@@ -24,6 +25,7 @@ pub(crate) struct Context {
 /// number, so that the order along the route is kept.
 pub(crate) fn steps(inferred: Inferred, context: &Context, completed_at_ms: i64) -> Vec<Step> {
     let mut steps: BTreeMap<Partition, Step> = BTreeMap::new();
+    let mut tally = Tally::default();
     for (item, answer) in inferred.prepared.items.into_iter().zip(inferred.answers) {
         let Item {
             source,
@@ -39,13 +41,14 @@ pub(crate) fn steps(inferred: Inferred, context: &Context, completed_at_ms: i64)
             } => {
                 let answer = answer.expect("a ready item is in exactly one micro-batch");
                 let outcome = ran(job, tokens, truncated, answer, &source, context, completed_at_ms);
+                tally.add(&outcome);
                 outcome_append(&outcome, &source, context)
             }
-            ItemState::Failed { job, reason } => outcome_append(
-                &not_run(job, reason, &source, context, completed_at_ms),
-                &source,
-                context,
-            ),
+            ItemState::Failed { job, reason } => {
+                let outcome = not_run(job, reason, &source, context, completed_at_ms);
+                tally.add(&outcome);
+                outcome_append(&outcome, &source, context)
+            }
             ItemState::Undecodable { record, reason } => {
                 tracing::error!(%source, offset, reason, "record of work cannot be decoded");
                 metrics::counter!(metric_names::DEAD_LETTERS).increment(1);
@@ -67,16 +70,45 @@ pub(crate) fn steps(inferred: Inferred, context: &Context, completed_at_ms: i64)
         step.next_offset = offset + 1;
         step.appends.push(append);
     }
+    tally.record();
     steps.into_values().collect()
 }
 
-fn outcome_append(outcome: &Outcome, source: &Partition, context: &Context) -> Append {
-    let (tenant, status) = (outcome.tenant.to_string(), outcome.verdict.status());
-    metrics::counter!(metric_names::OUTCOMES, "tenant" => tenant.clone(), "status" => status).increment(1);
-    if let Some(run) = &outcome.run {
-        metrics::counter!(metric_names::TOKENS, "tenant" => tenant).increment(run.input_tokens.into());
-        metrics::histogram!(metric_names::QUEUE_SECONDS).record(run.queue_time_ns as f64 / 1e9);
+/// What a window's outcomes add to the metrics, by tenant and status: looking a metric up for each outcome would cost as
+/// much as encoding it.
+#[derive(Default)]
+struct Tally {
+    outcomes: BTreeMap<(Tenant, &'static str), u64>,
+    tokens: BTreeMap<Tenant, u64>,
+    queue_seconds: Vec<f64>,
+}
+
+impl Tally {
+    fn add(&mut self, outcome: &Outcome) {
+        let key = (outcome.tenant.clone(), outcome.verdict.status());
+        *self.outcomes.entry(key).or_default() += 1;
+        if let Some(run) = &outcome.run {
+            *self.tokens.entry(outcome.tenant.clone()).or_default() += u64::from(run.input_tokens);
+            self.queue_seconds.push(run.queue_time_ns as f64 / 1e9);
+        }
     }
+
+    fn record(self) {
+        for ((tenant, status), count) in self.outcomes {
+            metrics::counter!(metric_names::OUTCOMES, "tenant" => tenant.to_string(), "status" => status)
+                .increment(count);
+        }
+        for (tenant, count) in self.tokens {
+            metrics::counter!(metric_names::TOKENS, "tenant" => tenant.to_string()).increment(count);
+        }
+        let queue_seconds = metrics::histogram!(metric_names::QUEUE_SECONDS);
+        for seconds in self.queue_seconds {
+            queue_seconds.record(seconds);
+        }
+    }
+}
+
+fn outcome_append(outcome: &Outcome, source: &Partition, context: &Context) -> Append {
     Append {
         topic: context.names.outcomes(&outcome.tenant),
         partition: Some(source.index),
