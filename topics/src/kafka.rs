@@ -132,7 +132,11 @@ impl Topics for KafkaTopics {
         let admin: AdminClient<Complaints> = blocking(create).await?;
         let ensured = admin::ensure(&admin, &self.client, specs, self.settings.replication_factor).await;
         // Its end is waited for.
-        blocking(move || Ok(drop(admin))).await?;
+        blocking(move || {
+            drop(admin);
+            Ok(())
+        })
+        .await?;
         ensured
     }
 
@@ -148,10 +152,7 @@ impl Topics for KafkaTopics {
     ) -> Result<(Box<dyn Reader>, Box<dyn Committer>), Error> {
         self.reach().await?;
         let delivery = self.settings.delivery;
-        let config = match delivery {
-            Delivery::Transactional => self.settings.transactional_producer(group),
-            Delivery::Idempotent => self.settings.producer(),
-        };
+        let config = self.settings.stage_producer(group);
         let complaints = self.complaints.clone();
         // Before joining: a predecessor's open transaction would hide its offsets from whoever reads them now.
         let producer = blocking(move || StageProducer::new(&config, delivery, complaints)).await?;

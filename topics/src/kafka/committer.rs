@@ -224,6 +224,7 @@ impl Worker {
             self.send(append, sent)?;
             sent += 1;
         }
+        native::flush(self.producer.client(), CALL_LIMIT);
         deliveries.wait_for(sent)
     }
 

@@ -83,6 +83,14 @@ pub(super) fn ping<C: ClientContext>(
     request.reply().map(drop)
 }
 
+/// Sends what `producer` still gathers into batches, and waits until all of it is reported, but not longer than `limit`.
+/// rdkafka's own hurries librdkafka for an instant and then polls, so the batches wait for their time all the same.
+pub(super) fn flush<C: ClientContext>(producer: &Client<C>, limit: Duration) {
+    let limit_ms = i32::try_from(limit.as_millis()).unwrap_or(i32::MAX);
+    // SAFETY: the client is alive. That time may be up is no news: whoever waits for the reports learns of it.
+    unsafe { sys::rd_kafka_flush(producer.native_ptr(), limit_ms) };
+}
+
 /// A topic as the cluster describes it.
 pub(super) struct Described {
     pub(super) id: TopicId,

@@ -80,7 +80,7 @@ const REFUSED: [(&str, &str); 14] = [
 ];
 
 /// For every consumer, unless the user says otherwise.
-const CONSUMER: [(&str, &str); 9] = [
+const CONSUMER: [(&str, &str); 11] = [
     ("partition.assignment.strategy", "cooperative-sticky"),
     // A new tenant's topic is seen after this.
     ("topic.metadata.refresh.interval.ms", "2000"),
@@ -93,6 +93,10 @@ const CONSUMER: [(&str, &str); 9] = [
     ("queued.max.messages.kbytes", "16384"),
     ("queued.min.messages", "20000"),
     ("fetch.queue.backoff.ms", "10"),
+    // The broker answers when it has so much, or after so long: a fetch for every few records would cost it more than the
+    // records do.
+    ("fetch.min.bytes", "65536"),
+    ("fetch.wait.max.ms", "50"),
     ("fetch.max.bytes", "8388608"),
     ("receive.message.max.bytes", "134217728"),
 ];
@@ -102,13 +106,19 @@ const PRODUCER: [(&str, &str); 6] = [
     // The topic has the say on how large a record may be; this only keeps librdkafka from deciding.
     ("message.max.bytes", "67108864"),
     ("queue.buffering.max.kbytes", "131072"),
-    ("compression.type", "lz4"),
+    // What is appended is mostly vectors, which no codec shrinks by much: compressing them would cost the producer, the
+    // broker that checks them and the reader more than everything else they do with a record.
+    ("compression.type", "none"),
     ("linger.ms", "2"),
     // As Kafka's own clients do, so that a key has one partition whoever appends.
     ("partitioner", "murmur2_random"),
     // A transaction begins when all is decided, so it is short. One left open by a crash holds readers up this long.
     ("transaction.timeout.ms", "30000"),
 ];
+
+/// For the producer of a stage, beside [`PRODUCER`]: a commit gathers all of its records into few batches, and then sends
+/// what is left at once.
+const STAGE_PRODUCER: [(&str, &str); 1] = [("linger.ms", "50")];
 
 impl Settings {
     /// # Errors
@@ -160,15 +170,22 @@ impl Settings {
     }
 
     pub(super) fn producer(&self) -> ClientConfig {
-        let mut config = self.with_defaults(&PRODUCER);
-        config.set("enable.idempotence", "true").set("acks", "all");
+        self.idempotent(&PRODUCER)
+    }
+
+    /// The producer of a stage that reads as `group`. Its transactions end those of its predecessor, which had the same
+    /// group and instance.
+    pub(super) fn stage_producer(&self, group: &str) -> ClientConfig {
+        let mut config = self.idempotent(&[&PRODUCER[..], &STAGE_PRODUCER].concat());
+        if self.delivery == Delivery::Transactional {
+            config.set("transactional.id", format!("{group}-{}", self.instance));
+        }
         config
     }
 
-    /// A producer whose transactions end those of its predecessor, which had the same group and instance.
-    pub(super) fn transactional_producer(&self, group: &str) -> ClientConfig {
-        let mut config = self.producer();
-        config.set("transactional.id", format!("{group}-{}", self.instance));
+    fn idempotent(&self, defaults: &[(&str, &str)]) -> ClientConfig {
+        let mut config = self.with_defaults(defaults);
+        config.set("enable.idempotence", "true").set("acks", "all");
         config
     }
 
@@ -281,10 +298,7 @@ mod tests {
         ]);
         assert_eq!(settings.consumer("g").get("session.timeout.ms"), Some("45000"));
         assert_eq!(settings.producer().get("compression.type"), Some("zstd"));
-        assert_eq!(
-            settings.transactional_producer("g").get("transactional.id"),
-            Some("g-0")
-        );
+        assert_eq!(settings.stage_producer("g").get("transactional.id"), Some("g-0"));
         for client in [settings.consumer("g"), settings.producer(), settings.client()] {
             assert_eq!(client.get("ssl.ca.location"), Some("/ca"));
         }
