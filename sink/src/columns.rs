@@ -10,7 +10,7 @@ use arrow_array::{
 use arrow_schema::Field;
 use rust_decimal::Decimal;
 use schemas::{
-    Outcome, Run, Verdict,
+    DeviceShare, Outcome, Run, Verdict,
     tables::{self, DECIMAL_PRECISION, MONEY_SCALE, QUANTITY_SCALE},
 };
 
@@ -20,17 +20,18 @@ const QUANTITY_ONE: i128 = 1_000_000_000;
 
 /// The rows of `results`, one an outcome.
 pub(crate) fn results(outcomes: &[Outcome]) -> RecordBatch {
-    let run = |outcome: &Outcome| outcome.run.clone();
     let columns: Vec<ArrayRef> = vec![
         strings(outcomes, |outcome| outcome.job_id.as_str()),
         strings(outcomes, |outcome| &outcome.model),
         Arc::new(StringArray::from_iter(
             outcomes
                 .iter()
-                .map(|o| run(o).map(|run| run.model_digest.to_string())),
+                .map(|o| o.run.as_ref().map(|run| run.model_digest.to_string())),
         )),
         Arc::new(StringArray::from_iter(
-            outcomes.iter().map(|o| run(o).map(|run| run.task.as_str())),
+            outcomes
+                .iter()
+                .map(|o| o.run.as_ref().map(|run| run.task.as_str())),
         )),
         strings(outcomes, |outcome| outcome.verdict.status()),
         Arc::new(StringArray::from_iter(
@@ -75,7 +76,6 @@ pub(crate) fn results(outcomes: &[Outcome]) -> RecordBatch {
 /// The rows of `costs`, one an outcome.
 pub(crate) fn costs(outcomes: &[Outcome]) -> RecordBatch {
     let billed = money(outcomes);
-    let share = |outcome: &Outcome| outcome.cost.device.clone();
     let columns: Vec<ArrayRef> = vec![
         Arc::clone(&billed),
         billed,
@@ -107,24 +107,21 @@ pub(crate) fn costs(outcomes: &[Outcome]) -> RecordBatch {
         strings(outcomes, |outcome| outcome.job_id.as_str()),
         integers(outcomes, |outcome| signed(outcome.cost.device_time_ns())),
         integers(outcomes, |outcome| {
-            outcome
-                .cost
-                .device
-                .as_ref()
-                .map_or(0, |share| signed(share.work_units))
+            share(outcome).map_or(0, |share| signed(share.work_units))
         }),
         Arc::new(StringArray::from_iter(
-            outcomes.iter().map(|o| share(o).map(|share| share.batch_id)),
+            outcomes
+                .iter()
+                .map(|o| share(o).map(|share| share.batch_id.as_str())),
         )),
         Arc::new(Int32Array::from_iter(outcomes.iter().map(|o| {
             share(o).map(|share| i32::try_from(share.batch_jobs).unwrap_or(i32::MAX))
         }))),
-        Arc::new(Int64Array::from_iter(outcomes.iter().map(|o| {
-            o.cost
-                .device
-                .as_ref()
-                .map(|share| signed(share.batch_device_time_ns))
-        }))),
+        Arc::new(Int64Array::from_iter(
+            outcomes
+                .iter()
+                .map(|o| share(o).map(|share| signed(share.batch_device_time_ns))),
+        )),
         strings(outcomes, |outcome| outcome.origin.topic.as_str()),
         Arc::new(Int32Array::from_iter_values(
             outcomes.iter().map(|o| o.origin.partition),
@@ -220,6 +217,10 @@ fn embeddings(outcomes: &[Outcome]) -> ArrayRef {
         lists.append(vector.is_some());
     }
     Arc::new(lists.finish())
+}
+
+fn share(outcome: &Outcome) -> Option<&DeviceShare> {
+    outcome.cost.device.as_ref()
 }
 
 fn embedding(outcome: &Outcome) -> Option<&[f32]> {

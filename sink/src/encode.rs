@@ -55,12 +55,14 @@ pub(crate) struct Encoded {
 /// the records say.
 pub(crate) fn encode(draft: &Draft<'_>, existing: Option<&RangeIntent>) -> Result<Encoded, Error> {
     let mut days: BTreeMap<NaiveDate, Day> = BTreeMap::new();
+    let bytes = draft.records.iter().map(Record::size_bytes).sum();
     let (mut marks, mut duplicates, mut undecodable) = (draft.marks_before.clone(), 0, Vec::new());
     for (position, record) in draft.records.iter().enumerate() {
         match decode(draft, record)? {
             Err(reason) => undecodable.push((position, reason)),
             Ok(outcome) if marks.is_new(&outcome.origin, &outcome.route) => {
-                days.entry(date_of(record)).or_insert_with(Day::new).push(outcome);
+                let day = days.entry(date_of(record)).or_insert_with(|| Day::new(bytes));
+                day.push(outcome);
             }
             Ok(_) => duplicates += 1,
         }
@@ -161,9 +163,10 @@ struct Day {
 }
 
 impl Day {
-    fn new() -> Self {
+    /// For rows that came in `bytes` bytes of records, and most probably take fewer as Parquet.
+    fn new(bytes: usize) -> Self {
         let writer = |schema, properties| {
-            ArrowWriter::try_new(Vec::new(), schema, Some(properties))
+            ArrowWriter::try_new(Vec::with_capacity(bytes), schema, Some(properties))
                 .expect("the schema is one that Parquet can hold")
         };
         Self {

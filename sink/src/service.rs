@@ -18,9 +18,9 @@ use crate::{
     seal::{Sealed, Sealer},
 };
 
-/// Ranges that are written side by side. Each is encoded on a core of its own, and holds its records and their encoding
-/// in memory until it is written.
-const SEALS_AT_ONCE: usize = 2;
+/// Ranges that are written side by side. Most of its time a range waits for the store, so there are more of them than
+/// cores; each holds its records and their encoding in memory until it is written.
+const SEALS_AT_ONCE: usize = 8;
 
 /// How a sink works.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -146,6 +146,9 @@ struct Finished {
     what: What,
 }
 
+/// A task's end, a panic included.
+type Joined = Result<Result<Finished, Error>, tokio::task::JoinError>;
+
 enum What {
     Located(Place),
     Sealed {
@@ -169,7 +172,7 @@ impl Run<'_> {
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return Ok(()),
-                Some(finished) = self.tasks.join_next() => self.take_in(finished).await?,
+                Some(finished) = self.tasks.join_next() => self.take_in_all(finished).await?,
                 event = self.reader.next() => self.handle(event?)?,
                 () = wait_until(due), if may_seal => {}
             }
@@ -184,7 +187,7 @@ impl Run<'_> {
             let Some(finished) = self.tasks.join_next().await else {
                 return Ok(());
             };
-            self.take_in(finished).await?;
+            self.take_in_all(finished).await?;
         }
     }
 
@@ -278,10 +281,22 @@ impl Run<'_> {
         }
     }
 
-    async fn take_in(
-        &mut self,
-        finished: Result<Result<Finished, Error>, tokio::task::JoinError>,
-    ) -> Result<(), Error> {
+    /// Takes in `first` and all that has finished meanwhile, and commits what they wrote at once.
+    async fn take_in_all(&mut self, first: Joined) -> Result<(), Error> {
+        let mut written = Progress::new();
+        let mut next = Some(first);
+        while let Some(finished) = next {
+            written.extend(self.take_in(finished)?);
+            next = self.tasks.try_join_next();
+        }
+        if !written.is_empty() {
+            self.reader.commit(&written).await?;
+        }
+        Ok(())
+    }
+
+    /// The partition that got a range written, and where that range ends.
+    fn take_in(&mut self, finished: Joined) -> Result<Option<(Partition, i64)>, Error> {
         let finished = finished.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
         let Finished {
             partition,
@@ -298,7 +313,7 @@ impl Run<'_> {
             .get_mut(&partition)
             .filter(|state| state.assignment == assignment)
         else {
-            return Ok(());
+            return Ok(None);
         };
         match what {
             What::Located(place) => state.place(place),
@@ -314,10 +329,10 @@ impl Run<'_> {
                 ..
             } => {
                 state.place(place);
-                self.reader.commit(&Progress::from([(partition, end)])).await?;
+                return Ok(Some((partition, end)));
             }
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Pauses partitions while too much waits, and resumes them when half of that is written.
