@@ -106,8 +106,8 @@ const PRODUCER: [(&str, &str); 6] = [
     // The topic has the say on how large a record may be; this only keeps librdkafka from deciding.
     ("message.max.bytes", "67108864"),
     ("queue.buffering.max.kbytes", "131072"),
-    // What is appended is mostly vectors, which no codec shrinks by much: compressing them would cost the producer, the
-    // broker that checks them and the reader more than everything else they do with a record.
+    // What is appended is mostly vectors, which no codec shrinks by much, while the producer, the broker that checks them
+    // and the reader all pay for it.
     ("compression.type", "none"),
     ("linger.ms", "2"),
     // As Kafka's own clients do, so that a key has one partition whoever appends.
