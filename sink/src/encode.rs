@@ -163,15 +163,15 @@ struct Day {
 }
 
 impl Day {
-    /// For rows that came in `bytes` bytes of records, and most probably take fewer as Parquet.
+    /// For rows that came in `bytes` bytes of records: vectors, mostly, which take about as many as Parquet.
     fn new(bytes: usize) -> Self {
-        let writer = |schema, properties| {
-            ArrowWriter::try_new(Vec::with_capacity(bytes), schema, Some(properties))
+        let writer = |buffer, schema, properties| {
+            ArrowWriter::try_new(buffer, schema, Some(properties))
                 .expect("the schema is one that Parquet can hold")
         };
         Self {
-            results: writer(tables::results(), results_properties()),
-            costs: writer(tables::costs(), costs_properties()),
+            results: writer(Vec::with_capacity(bytes), tables::results(), results_properties()),
+            costs: writer(Vec::new(), tables::costs(), costs_properties()),
             waiting: Vec::with_capacity(ROWS_AT_A_TIME),
             rows: 0,
         }
