@@ -7,13 +7,17 @@
 //! All texts are tokenized beforehand and sorted by length. One line of JSON says what was done: `tokens` without
 //! padding, `seconds` of encoding alone, the median of the rounds, and `tokenize_seconds` on all cores.
 
+#![expect(unsafe_code, reason = "candle's threads are set by an environment variable")]
+
 use std::{
     error::Error,
     io::{BufRead, BufReader, Write},
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
     time::Instant,
 };
 
-use processor::model::{DeviceChoice, ModelConfig, Tokens, load};
+use processor::model::{DeviceChoice, EncodeError, Model, ModelConfig, Tokens, load};
 use rayon::prelude::*;
 use schemas::ModelName;
 
@@ -34,10 +38,12 @@ struct Options {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
+    // SAFETY: no other thread runs yet. Each micro-batch has a core of its own, as in the processor.
+    unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
     let options = options()?;
     let texts = inputs(&options.jobs)?;
     let config: ModelConfig = serde_json::from_value(serde_json::json!({ "source": options.folder }))?;
-    let mut model = load(&ModelName::new("bare")?, &config, DeviceChoice::Auto)?;
+    let model = load(&ModelName::new("bare")?, &config, DeviceChoice::Auto)?;
 
     let began = Instant::now();
     let mut tokenized: Vec<Tokens> = texts
@@ -50,15 +56,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     let batches = cut(&tokenized, options.batches);
     let padded: usize = batches.iter().map(|batch| batch.len() * batch[0].ids.len()).sum();
 
-    for batch in batches.iter().rev().take(3) {
-        model.encoder.encode(batch)?;
-    }
+    let warm: Vec<_> = batches.iter().rev().take(3).copied().collect();
+    run(&model, &warm)?;
     let mut rounds = Vec::with_capacity(options.repeat);
     for _ in 0..options.repeat {
         let began = Instant::now();
-        for batch in &batches {
-            std::hint::black_box(model.encoder.encode(batch)?);
-        }
+        run(&model, &batches)?;
         rounds.push(began.elapsed().as_secs_f64());
     }
     rounds.sort_by(f64::total_cmp);
@@ -74,6 +77,29 @@ fn main() -> Result<(), Box<dyn Error>> {
         "tokens_per_s": tokens as f64 / seconds,
     });
     Ok(writeln!(std::io::stdout(), "{report}")?)
+}
+
+/// Runs each batch once, as many at once as are worth it, each on one core.
+fn run(model: &Model, batches: &[&[Tokens]]) -> Result<(), EncodeError> {
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let alone = rayon::ThreadPoolBuilder::new()
+            .num_threads(1)
+            .use_current_thread();
+        let _alone = alone.build().expect("a new thread is in no pool yet");
+        while let Some(batch) = batches.get(next.fetch_add(1, Ordering::Relaxed)) {
+            std::hint::black_box(model.encoder.encode(batch)?);
+        }
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..model.encodings_at_once.get())
+            .map(|_| scope.spawn(work))
+            .collect();
+        threads
+            .into_iter()
+            .try_for_each(|thread| thread.join().expect("the model does not panic"))
+    })
 }
 
 fn options() -> Result<Options, Box<dyn Error>> {

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
+    sync::atomic::{AtomicU64, Ordering},
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -11,24 +12,23 @@ use schemas::{DeviceShare, ModelName};
 use crate::{
     cost, halving, metric_names,
     model::{Encoder, Tokens},
-    prepare::{MicroBatch, Prepared},
+    prepare::MicroBatch,
 };
 
-/// The models on the device, and the numbering of micro-batches. One thread owns it while a service runs.
+/// The models on the device, and the numbering of micro-batches. Shared by the threads that run them.
 pub(crate) struct Device {
     encoders: BTreeMap<ModelName, Box<dyn Encoder>>,
     /// Tells this device's micro-batches from those of any other, and of an earlier start.
     run: String,
-    batches_ever: u64,
+    batches_ever: AtomicU64,
 }
 
-/// A window with its answers.
-pub(crate) struct Inferred {
-    pub(crate) prepared: Prepared,
-    /// One an item; none for those that were in no micro-batch.
-    pub(crate) answers: Vec<Option<Answer>>,
-    /// The time that the device worked on the window, in milliseconds.
-    pub(crate) device_ms: f64,
+/// A micro-batch with its answers.
+pub(crate) struct Ran {
+    /// One an item of the micro-batch: which of the window's, and what the device made of it.
+    pub(crate) answers: Vec<(usize, Answer)>,
+    /// The time that the device worked on it, in nanoseconds.
+    pub(crate) device_time_ns: u64,
 }
 
 /// What the device made of one text.
@@ -44,37 +44,24 @@ impl Device {
         Self {
             encoders,
             run,
-            batches_ever: 0,
+            batches_ever: AtomicU64::new(0),
         }
     }
 
-    /// Runs every micro-batch of a window.
-    pub(crate) fn infer(&mut self, mut prepared: Prepared) -> Inferred {
-        let mut answers: Vec<Option<Answer>> = prepared.items.iter().map(|_| None).collect();
-        let mut device_ns = 0;
-        for batch in std::mem::take(&mut prepared.batches) {
-            device_ns += self.run_batch(&batch, &mut answers);
-        }
-        Inferred {
-            prepared,
-            answers,
-            device_ms: device_ns as f64 / 1e6,
-        }
-    }
-
-    fn run_batch(&mut self, batch: &MicroBatch, answers: &mut [Option<Answer>]) -> u64 {
-        self.batches_ever += 1;
-        let batch_id = format!("{}-{}", self.run, self.batches_ever);
+    /// Runs one micro-batch.
+    pub(crate) fn run(&self, batch: &MicroBatch) -> Ran {
+        let number = self.batches_ever.fetch_add(1, Ordering::Relaxed) + 1;
+        let batch_id = format!("{}-{number}", self.run);
         let began_at_ns = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |since| since.as_nanos() as i64);
         let encoder = self
             .encoders
-            .get_mut(&batch.model)
+            .get(&batch.model)
             .expect("only texts of known models were prepared");
         let halved = halving::run(&batch.texts, |texts| {
             let began = Instant::now();
-            let result = encode(encoder.as_mut(), texts);
+            let result = encode(encoder.as_ref(), texts);
             (
                 result,
                 u64::try_from(began.elapsed().as_nanos()).expect("a micro-batch ends within 500 years"),
@@ -92,7 +79,7 @@ impl Device {
         metrics::histogram!(metric_names::BATCH_SECONDS).record(batch_device_time_ns as f64 / 1e9);
         metrics::histogram!(metric_names::BATCH_JOBS).record(batch.texts.len() as f64);
         let batch_jobs = u32::try_from(batch.texts.len()).expect("a micro-batch is bounded by its tokens");
-        for (position, result) in halved.results.into_iter().enumerate() {
+        let answers = halved.results.into_iter().enumerate().map(|(position, result)| {
             let share = DeviceShare {
                 device_time_ns: shares[position],
                 work_units: units[position],
@@ -100,18 +87,22 @@ impl Device {
                 batch_jobs,
                 batch_device_time_ns,
             };
-            answers[batch.members[position]] = Some(Answer {
+            let answer = Answer {
                 result,
                 share,
                 began_at_ns,
-            });
+            };
+            (batch.members[position], answer)
+        });
+        Ran {
+            answers: answers.collect(),
+            device_time_ns: batch_device_time_ns,
         }
-        batch_device_time_ns
     }
 }
 
 /// The vectors of `texts`; an error for all of them if the model fails, panics, or gives anything that is no number.
-fn encode(encoder: &mut dyn Encoder, texts: &[Tokens]) -> Result<Vec<Vec<f32>>, String> {
+fn encode(encoder: &dyn Encoder, texts: &[Tokens]) -> Result<Vec<Vec<f32>>, String> {
     let encoded = catch_unwind(AssertUnwindSafe(|| encoder.encode(texts)));
     let vectors = match encoded {
         Ok(result) => result.map_err(|error| error.to_string())?,

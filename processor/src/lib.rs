@@ -12,6 +12,7 @@ mod batcher;
 mod cost;
 mod device;
 mod halving;
+mod inference;
 mod lanes;
 pub mod metric_names;
 pub mod model;
@@ -19,5 +20,6 @@ mod outcomes;
 mod pace;
 mod prepare;
 mod service;
+mod windows;
 
 pub use service::{Config, Served, Service};

@@ -6,8 +6,8 @@
 //!
 //! [`load`] makes a [`Model`] of a source: a folder as sentence-transformers or transformers saves it, a model of the
 //! Hugging Face hub, or a stand-in that costs nothing. Its tokenizer is shared by the threads that prepare work; its
-//! encoder belongs to the one thread that owns the device. Everything beyond this module sees only the two traits, so
-//! that candle can be replaced by kernels of our own.
+//! encoder by those of the device. Everything beyond this module sees only the two traits, so that candle can be replaced
+//! by kernels of our own.
 
 mod bert;
 mod config;
@@ -25,7 +25,7 @@ mod pooling;
 mod source;
 mod tokenizer;
 
-use std::sync::Arc;
+use std::{num::NonZeroUsize, sync::Arc};
 
 use schemas::{Digest, ModelName, Task};
 
@@ -34,8 +34,8 @@ pub use error::{EncodeError, Fault, LoadError, TokenizeError};
 use folder::Folder;
 use source::Source;
 
-/// Tokens in, vectors out. One call is one micro-batch.
-pub trait Encoder: Send {
+/// Tokens in, vectors out. One call is one micro-batch; several may run at once.
+pub trait Encoder: Send + Sync {
     /// How many numbers a vector has.
     fn dimension(&self) -> usize;
 
@@ -45,7 +45,7 @@ pub trait Encoder: Send {
     ///
     /// # Errors
     /// [`EncodeError`]: nothing was answered, for any of the texts.
-    fn encode(&mut self, texts: &[Tokens]) -> Result<Vec<Vec<f32>>, EncodeError>;
+    fn encode(&self, texts: &[Tokens]) -> Result<Vec<Vec<f32>>, EncodeError>;
 }
 
 /// Text in, tokens out. Shared by all threads that prepare work.
@@ -78,8 +78,10 @@ pub struct Model {
     pub device: String,
     /// For the threads that prepare work.
     pub tokenizer: Arc<dyn Tokenizer>,
-    /// For the thread that owns the device.
+    /// For the threads of the device.
     pub encoder: Box<dyn Encoder>,
+    /// How many calls of the encoder are worth running at once: one a core on a CPU, one on a GPU.
+    pub encodings_at_once: NonZeroUsize,
 }
 
 /// Makes the model called `name` ready on the chosen device. Reads, and where the source is a hub downloads, whole
@@ -115,6 +117,7 @@ fn read(folder: &Folder, config: &ModelConfig, device: DeviceChoice) -> Result<M
         task: config.task,
         tokens_max,
         device: device::name(&device),
+        encodings_at_once: device::encodings_at_once(&device),
         tokenizer: Arc::new(tokenizer),
         encoder: Box::new(encoder::BertEncoder::new(files, &bert, config.dtype, device)?),
     })

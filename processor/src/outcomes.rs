@@ -9,7 +9,7 @@ use schemas::{
 use topics::{Append, Partition, Step, dead_letter};
 
 use crate::{
-    device::{Answer, Inferred},
+    device::Answer,
     metric_names,
     prepare::{Item, ItemState, Reading},
 };
@@ -23,10 +23,15 @@ pub(crate) struct Context {
 
 /// One step for each partition in the window: its outcomes in the order of their jobs, on the partition of the same
 /// number, so that the order along the route is kept.
-pub(crate) fn steps(inferred: Inferred, context: &Context, completed_at_ms: i64) -> Vec<Step> {
+pub(crate) fn steps(
+    items: Vec<Item>,
+    answers: Vec<Option<Answer>>,
+    context: &Context,
+    completed_at_ms: i64,
+) -> Vec<Step> {
     let mut steps: BTreeMap<Partition, Step> = BTreeMap::new();
     let mut tally = Tally::default();
-    for (item, answer) in inferred.prepared.items.into_iter().zip(inferred.answers) {
+    for (item, answer) in items.into_iter().zip(answers) {
         let Item {
             source,
             assignment,

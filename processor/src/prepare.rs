@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use rayon::prelude::*;
 use schemas::{AdmittedJob, Digest, ModelName, ModelTerms, Reason, ReasonCode, Record as _};
+use tokio::sync::OwnedSemaphorePermit;
 use topics::{Assignment, Partition, Record};
 
 use crate::{
@@ -20,6 +21,13 @@ pub(crate) struct Reading {
     pub(crate) terms: ModelTerms,
 }
 
+/// What the lanes gave at once.
+pub(crate) struct Window {
+    pub(crate) waiting: Vec<Waiting>,
+    /// Its place among the windows under way, until it is committed.
+    pub(crate) place: OwnedSemaphorePermit,
+}
+
 /// A window that the device can run.
 pub(crate) struct Prepared {
     /// Every record of the window, in the order of the lanes.
@@ -28,6 +36,7 @@ pub(crate) struct Prepared {
     pub(crate) batches: Vec<MicroBatch>,
     /// The bytes of the window's records.
     pub(crate) bytes: usize,
+    pub(crate) place: OwnedSemaphorePermit,
 }
 
 /// A record of the window.
@@ -62,13 +71,14 @@ pub(crate) struct MicroBatch {
 
 /// Makes `window` ready as of `now_ms`. Texts are tokenized on all cores.
 pub(crate) fn prepare(
-    window: Vec<Waiting>,
+    window: Window,
     models: &BTreeMap<ModelName, Reading>,
     batch_tokens_max: usize,
     now_ms: i64,
 ) -> Prepared {
-    let bytes = window.iter().map(|waiting| waiting.record.size_bytes()).sum();
-    let read: Vec<(Item, Option<Tokens>)> = window
+    let Window { waiting, place } = window;
+    let bytes = waiting.iter().map(|waiting| waiting.record.size_bytes()).sum();
+    let read: Vec<(Item, Option<Tokens>)> = waiting
         .into_par_iter()
         .with_min_len(64)
         .map(|waiting| read(waiting, models, now_ms))
@@ -89,6 +99,7 @@ pub(crate) fn prepare(
         items,
         batches,
         bytes,
+        place,
     }
 }
 

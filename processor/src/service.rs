@@ -2,36 +2,35 @@
 //!
 //! ```text
 //! Reader ─▶ lanes ─▶ window ─▶ prepare ─▶ device ─▶ commit
-//!  router (a task)            a thread   a thread   a task
+//!  router (a task)            a thread    threads   a task
 //! ```
 //!
-//! Each arrow after `window` is a channel of one, so that while the device runs one window, the next is ready and the
-//! last is being committed.
+//! A few windows are under way at once, so that while the device runs one, the next is ready and the last is being
+//! committed.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex},
-    time::Instant,
-};
+use std::{collections::BTreeMap, num::NonZeroUsize, sync::Arc, thread, time::Instant};
 
 use schemas::{AdmittedJob, DecodeError, ModelName, ModelTerms, Pool, Record as _, TopicNames};
 use serde::{Deserialize, Serialize};
-use tokio::sync::{mpsc, watch};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio_util::sync::{CancellationToken, DropGuard};
 use topics::{Chunk, Committer, Error, Event, Reader, Subscription, TopicPattern, Topics};
 
 use crate::{
-    device::{Device, Inferred},
-    lanes::{Budget, Lanes, Limits, Waiting},
+    device::Device,
+    inference::Inference,
+    lanes::{Budget, Lanes, Limits},
     metric_names,
     model::Model,
     outcomes::{self, Context},
     pace::Pace,
-    prepare::{Prepared, Reading, prepare},
+    prepare::{Prepared, Reading, Window, prepare},
+    windows::Inferred,
 };
 
-/// Windows that may stand between two stages: one, so that the next stage never waits and little is under way.
-const WINDOWS_BETWEEN: usize = 1;
+/// Windows between the lanes and their commit: one that is made ready, two on the device, since the threads that are done
+/// with one begin the next, and one that is committed. Every channel on the way has room for all of them.
+const WINDOWS_UNDER_WAY_MAX: usize = 4;
 
 /// How a processor works.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -47,6 +46,8 @@ pub struct Config {
     pub window_jobs_max: usize,
     /// A window has at most this many bytes of records.
     pub window_bytes_max: usize,
+    /// Micro-batches that run at once, each on a thread of its own; none: as many as the models say is worth it.
+    pub device_threads: Option<NonZeroUsize>,
     /// A micro-batch has at most this many tokens, padding included.
     pub batch_tokens_max: usize,
     /// A tenant with this many bytes waiting in memory is paused: its backlog waits on its topic.
@@ -68,8 +69,8 @@ pub struct Service {
     config: Config,
     topics: Arc<dyn Topics>,
     context: Arc<Context>,
-    /// Held by the device thread while the service runs.
-    device: Arc<Mutex<Device>>,
+    device: Arc<Device>,
+    device_threads: usize,
 }
 
 impl Service {
@@ -83,6 +84,8 @@ impl Service {
         run: String,
     ) -> Self {
         let (mut readings, mut encoders) = (BTreeMap::new(), BTreeMap::new());
+        let worthwhile = models.values().map(|served| served.model.encodings_at_once).max();
+        let device_threads = config.device_threads.or(worthwhile).map_or(1, NonZeroUsize::get);
         for (name, Served { model, terms }) in models {
             readings.insert(
                 name.clone(),
@@ -99,12 +102,13 @@ impl Service {
             models: readings,
             currency,
         });
-        let device = Arc::new(Mutex::new(Device::new(encoders, run)));
+        let device = Arc::new(Device::new(encoders, run));
         Self {
             config,
             topics,
             context,
             device,
+            device_threads,
         }
     }
 
@@ -142,21 +146,37 @@ impl Service {
         };
         let pace = Pace::new(self.config.window_ms, most, FIRST_WINDOW_BYTES);
         let (budget_sender, budget) = watch::channel(pace.budget());
-        let (windows, windows_receiver) = mpsc::channel(WINDOWS_BETWEEN);
-        let (prepared, prepared_receiver) = mpsc::channel(WINDOWS_BETWEEN);
-        let (inferred, inferred_receiver) = mpsc::channel(WINDOWS_BETWEEN);
-        let preparing = self.spawn_preparing(windows_receiver, prepared);
-        let inferring = self.spawn_inferring(prepared_receiver, inferred, pace, budget_sender);
-        let committing = tokio::spawn(commit(inferred_receiver, committer, Arc::clone(&self.context)));
+        let (windows, windows_receiver) = mpsc::channel(WINDOWS_UNDER_WAY_MAX);
+        let (prepared, prepared_receiver) = mpsc::channel(WINDOWS_UNDER_WAY_MAX);
+        let (inferred, inferred_receiver) = mpsc::channel(WINDOWS_UNDER_WAY_MAX);
+        let stopped = CancellationToken::new();
+        let inference = Inference::new(
+            Arc::clone(&self.device),
+            self.device_threads,
+            prepared_receiver,
+            inferred,
+            pace,
+            budget_sender,
+        );
+        let mut threads = self.spawn_device(inference, &stopped);
+        threads.push(self.spawn_preparing(windows_receiver, prepared, &stopped));
+        let committing = tokio::spawn(commit(
+            inferred_receiver,
+            committer,
+            Arc::clone(&self.context),
+            stopped.clone().drop_guard(),
+        ));
 
-        let routed = self.route(reader.as_mut(), windows, &budget, shutdown).await;
-        let joined = tokio::task::spawn_blocking(move || (preparing.join(), inferring.join()));
+        let stop = Stop { shutdown, stopped };
+        let routed = self.route(reader.as_mut(), windows, &budget, &stop).await;
+        let joined =
+            tokio::task::spawn_blocking(|| threads.into_iter().try_for_each(thread::JoinHandle::join));
         let committed = committing
             .await
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
         match joined.await {
-            Ok((Ok(()), Ok(()))) => {}
-            Ok((Err(panic), _) | (_, Err(panic))) => std::panic::resume_unwind(panic),
+            Ok(Ok(())) => {}
+            Ok(Err(panic)) => std::panic::resume_unwind(panic),
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
         }
         committed?;
@@ -164,34 +184,38 @@ impl Service {
         reader.close().await
     }
 
-    /// Moves records into lanes and windows out of them, until `shutdown` or until a later stage has failed. It never
-    /// waits for the device, so that the reader is never left alone.
+    /// Moves records into lanes and windows out of them, until `stop`. It never waits for the device, so that the reader
+    /// is never left alone.
     async fn route(
         &self,
         reader: &mut dyn Reader,
-        windows: mpsc::Sender<Vec<Waiting>>,
+        windows: mpsc::Sender<Window>,
         budget: &watch::Receiver<Budget>,
-        shutdown: CancellationToken,
+        stop: &Stop,
     ) -> Result<(), Error> {
         let limits = Limits {
             lane_bytes_max: self.config.lane_bytes_max,
             all_bytes_max: self.config.lanes_bytes_max,
         };
         let mut lanes = Lanes::new(limits);
+        let places = Arc::new(Semaphore::new(WINDOWS_UNDER_WAY_MAX));
         loop {
             tokio::select! {
                 biased;
-                () = shutdown.cancelled() => return Ok(()),
-                place = windows.reserve(), if !lanes.is_empty() => {
-                    let Ok(place) = place else { return Ok(()) };
-                    place.send(lanes.take(*budget.borrow()));
+                () = stop.shutdown.cancelled() => return Ok(()),
+                () = stop.stopped.cancelled() => return Ok(()),
+                place = Arc::clone(&places).acquire_owned(), if !lanes.is_empty() => {
+                    let place = place.expect("nobody closes it");
+                    let window = Window { waiting: lanes.take(*budget.borrow()), place };
+                    if windows.send(window).await.is_err() {
+                        return Ok(());
+                    }
                     let resumable = lanes.resumable();
                     if !resumable.is_empty() {
                         reader.resume(&resumable)?;
                     }
                     metrics::gauge!(metric_names::LANES_BYTES).set(lanes.bytes() as f64);
                 }
-                () = windows.closed() => return Ok(()),
                 event = reader.next() => match event? {
                     Event::Assigned(partitions) => tracing::info!(?partitions, "partitions assigned"),
                     Event::Revoked(partitions) => {
@@ -219,11 +243,12 @@ impl Service {
 
     fn spawn_preparing(
         &self,
-        mut windows: mpsc::Receiver<Vec<Waiting>>,
+        mut windows: mpsc::Receiver<Window>,
         prepared: mpsc::Sender<Prepared>,
-    ) -> std::thread::JoinHandle<()> {
+        stopped: &CancellationToken,
+    ) -> thread::JoinHandle<()> {
         let (context, batch_tokens_max) = (Arc::clone(&self.context), self.config.batch_tokens_max);
-        spawn("prepare", move || {
+        spawn("prepare".to_owned(), stopped, move || {
             while let Some(window) = windows.blocking_recv() {
                 let now_ms = chrono::Utc::now().timestamp_millis();
                 let ready = prepare(window, &context.models, batch_tokens_max, now_ms);
@@ -234,27 +259,23 @@ impl Service {
         })
     }
 
-    fn spawn_inferring(
-        &self,
-        mut prepared: mpsc::Receiver<Prepared>,
-        inferred: mpsc::Sender<Inferred>,
-        mut pace: Pace,
-        budget: watch::Sender<Budget>,
-    ) -> std::thread::JoinHandle<()> {
-        let device = Arc::clone(&self.device);
-        spawn("device", move || {
-            let mut device = device.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            while let Some(window) = prepared.blocking_recv() {
-                let bytes = window.bytes;
-                let answered = device.infer(window);
-                pace.observe(bytes, answered.device_ms);
-                budget.send_replace(pace.budget());
-                if inferred.blocking_send(answered).is_err() {
-                    return;
-                }
-            }
-        })
+    fn spawn_device(&self, inference: Inference, stopped: &CancellationToken) -> Vec<thread::JoinHandle<()>> {
+        let inference = Arc::new(inference);
+        (0..self.device_threads)
+            .map(|number| {
+                let inference = Arc::clone(&inference);
+                spawn(format!("device-{number}"), stopped, move || {
+                    on_one_core(|| inference.work());
+                })
+            })
+            .collect()
     }
+}
+
+/// What ends the routing: the service is to end, or a later stage has ended by itself.
+struct Stop {
+    shutdown: CancellationToken,
+    stopped: CancellationToken,
 }
 
 /// A job of another version is a good one that an upgrade will read: better to stop than to call it dead.
@@ -275,25 +296,52 @@ fn refuse_other_versions(chunk: &Chunk) -> Result<(), Error> {
 /// The size of a window before the device's speed is known, and the least size ever.
 const FIRST_WINDOW_BYTES: usize = 16 << 10;
 
-fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> std::thread::JoinHandle<()> {
-    std::thread::Builder::new()
-        .name(name.to_owned())
-        .spawn(work)
+/// Runs `work` with a rayon pool of this thread alone. candle would spread each product over all cores, and wait at its
+/// end for the slowest of them: as many micro-batches side by side are faster.
+fn on_one_core(work: impl FnOnce()) {
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(1)
+        .use_current_thread();
+    let _pool = pool.build().expect("a new thread is in no pool yet");
+    work();
+}
+
+/// A thread whose end, a panic too, cancels `stopped`.
+fn spawn(
+    name: String,
+    stopped: &CancellationToken,
+    work: impl FnOnce() + Send + 'static,
+) -> thread::JoinHandle<()> {
+    let stopped = stopped.clone().drop_guard();
+    thread::Builder::new()
+        .name(name)
+        .spawn(move || {
+            let _stopped = stopped;
+            work();
+        })
         .expect("the system has room for a thread")
 }
 
+/// Commits windows, each as one and in order.
 async fn commit(
     mut inferred: mpsc::Receiver<Inferred>,
     mut committer: Box<dyn Committer>,
     context: Arc<Context>,
+    _stopped: DropGuard,
 ) -> Result<(), Error> {
     while let Some(window) = inferred.recv().await {
         let began = Instant::now();
-        let steps = outcomes::steps(window, &context, chrono::Utc::now().timestamp_millis());
+        let Inferred {
+            prepared: Prepared { items, place, .. },
+            answers,
+            ..
+        } = window;
+        let steps = outcomes::steps(items, answers, &context, chrono::Utc::now().timestamp_millis());
         let committed = committer.append_and_commit(steps).await?;
         if !committed.left_out.is_empty() {
             tracing::info!(partitions = ?committed.left_out, "outcomes left to the partitions' new owner");
         }
+        drop(place);
         metrics::histogram!(metric_names::COMMIT_SECONDS).record(began.elapsed().as_secs_f64());
     }
     Ok(())
@@ -315,6 +363,7 @@ mod tests {
             window_ms: 10,
             window_jobs_max: 10,
             window_bytes_max: 1 << 20,
+            device_threads: None,
             batch_tokens_max: 100,
             lane_bytes_max: 1 << 20,
             lanes_bytes_max: 1 << 20,

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    num::NonZeroUsize,
     path::{Path, PathBuf},
 };
 
@@ -144,6 +145,8 @@ pub(crate) struct ProcessorSection {
     pub(crate) group: String,
     pub(crate) pool: Pool,
     pub(crate) device: processor::model::DeviceChoice,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) device_threads: Option<NonZeroUsize>,
     pub(crate) window_ms: u64,
     pub(crate) window_jobs_max: usize,
     pub(crate) window_bytes_max: usize,
@@ -347,6 +350,7 @@ impl ProcessorSection {
         processor::Config {
             group: self.group.clone(),
             pool: self.pool.clone(),
+            device_threads: self.device_threads,
             window_ms: self.window_ms,
             window_jobs_max: self.window_jobs_max,
             window_bytes_max: self.window_bytes_max,

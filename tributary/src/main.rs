@@ -7,6 +7,7 @@ mod health;
 mod http;
 mod logging;
 mod pipeline;
+mod process;
 mod shutdown;
 mod submit;
 mod supervise;
@@ -22,12 +23,8 @@ use crate::{
     pipeline::Stage,
 };
 
-/// Records are many small allocations, made on one thread and given back on another, and files are few large ones: the
-/// system's allocator spends a tenth of a service's time on them, and takes more memory.
-#[global_allocator]
-static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
-
 fn main() -> ExitCode {
+    process::settle();
     let cli = Cli::parse();
     match run(cli) {
         Ok(code) => code,

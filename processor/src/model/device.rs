@@ -1,5 +1,7 @@
 //! Which device a model runs on.
 
+use std::{num::NonZeroUsize, thread};
+
 use candle_core::{DType, Device, DeviceLocation};
 
 use super::{DeviceChoice, Dtype, Fault};
@@ -33,6 +35,14 @@ pub(super) fn name(device: &Device) -> String {
         DeviceLocation::Cpu => "cpu".to_owned(),
         DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
         DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
+    }
+}
+
+/// A GPU runs one micro-batch on all its units; a CPU is busiest with one on each core.
+pub(super) fn encodings_at_once(device: &Device) -> NonZeroUsize {
+    match device.is_cpu() {
+        true => thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
+        false => NonZeroUsize::MIN,
     }
 }
 

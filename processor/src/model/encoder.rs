@@ -80,7 +80,7 @@ impl Encoder for BertEncoder {
         self.pooling.dimension(self.config.hidden_size)
     }
 
-    fn encode(&mut self, texts: &[Tokens]) -> Result<Vec<Vec<f32>>, EncodeError> {
+    fn encode(&self, texts: &[Tokens]) -> Result<Vec<Vec<f32>>, EncodeError> {
         if texts.is_empty() {
             return Ok(Vec::new());
         }

@@ -171,7 +171,7 @@ fn assert_same(ours: &[f32], theirs: &[f32], of: &str) {
 }
 
 /// In the reference's order, and each alone.
-fn agrees(model: &mut Model, answers: &[Answer], texts_together: usize) {
+fn agrees(model: &Model, answers: &[Answer], texts_together: usize) {
     let tokens = tokenize(&*model.tokenizer, answers);
     for (tokens, answer) in tokens.iter().zip(answers) {
         assert_eq!(tokens.ids.len(), answer.tokens, "tokens of {:.80}", answer.text);
@@ -187,18 +187,17 @@ fn agrees(model: &mut Model, answers: &[Answer], texts_together: usize) {
 }
 
 /// Random choices of texts, in any order and with repetitions.
-fn agrees_in_any_mix(model: &mut Model, answers: &[Answer], mixes: u32) {
+fn agrees_in_any_mix(model: &Model, answers: &[Answer], mixes: u32) {
     let tokens = tokenize(&*model.tokenizer, answers);
     let mut runner = TestRunner::new(Config {
         cases: mixes,
         failure_persistence: None,
         ..Config::default()
     });
-    let encoder = std::cell::RefCell::new(&mut model.encoder);
     runner
         .run(&prop::collection::vec(0..answers.len(), 1..24), |mix| {
             let batch: Vec<_> = mix.iter().map(|&text| tokens[text].clone()).collect();
-            let vectors = encoder.borrow_mut().encode(&batch).unwrap();
+            let vectors = model.encoder.encode(&batch).unwrap();
             prop_assert_eq!(vectors.len(), mix.len());
             for (vector, &text) in vectors.iter().zip(&mix) {
                 assert_same(vector, &answers[text].vector, &answers[text].text);
@@ -210,10 +209,10 @@ fn agrees_in_any_mix(model: &mut Model, answers: &[Answer], mixes: u32) {
 
 fn small_models_agree(device: DeviceChoice) {
     for name in SMALL {
-        let (mut model, answers) = (open(&folder(name), device), small_answers(name));
-        agrees(&mut model, &answers, 1);
-        agrees(&mut model, &answers, answers.len());
-        agrees_in_any_mix(&mut model, &answers, 100);
+        let (model, answers) = (open(&folder(name), device), small_answers(name));
+        agrees(&model, &answers, 1);
+        agrees(&model, &answers, answers.len());
+        agrees_in_any_mix(&model, &answers, 100);
     }
 }
 
@@ -224,11 +223,11 @@ on_each_device!(
 );
 
 fn minilm_agrees(device: DeviceChoice) {
-    let (mut model, answers) = (open(&minilm(), device), demo_answers());
+    let (model, answers) = (open(&minilm(), device), demo_answers());
     assert!(answers.len() > 500, "the demo has only {} texts", answers.len());
-    agrees(&mut model, &answers, 1);
-    agrees(&mut model, &answers, 32);
-    agrees_in_any_mix(&mut model, &answers, 8);
+    agrees(&model, &answers, 1);
+    agrees(&model, &answers, 32);
+    agrees_in_any_mix(&model, &answers, 8);
 }
 
 on_each_device!(
@@ -248,7 +247,7 @@ fn half_precision_on_cuda_stays_close_to_the_reference() {
             dtype,
             tokens_max: None,
         };
-        let mut model = load(&ModelName::new("golden").unwrap(), &config, DeviceChoice::Cuda).unwrap();
+        let model = load(&ModelName::new("golden").unwrap(), &config, DeviceChoice::Cuda).unwrap();
         let answers = demo_answers();
         let tokens = tokenize(&*model.tokenizer, &answers);
         for (tokens, answers) in tokens.chunks(32).zip(answers.chunks(32)) {
@@ -333,7 +332,7 @@ fn the_digest_is_that_of_the_files_and_settings_and_not_of_the_place() {
 
 #[test]
 fn tokens_that_the_model_cannot_read_fail_with_their_position() {
-    let mut model = open(&folder("cls"), DeviceChoice::Cpu);
+    let model = open(&folder("cls"), DeviceChoice::Cpu);
     let text = |ids: Vec<u32>| Tokens {
         ids,
         truncated: false,
@@ -451,7 +450,7 @@ fn a_damaged_folder_is_refused_with_the_file_and_what_is_wrong_with_it() {
 
 #[test]
 fn a_stand_in_needs_no_files() {
-    let mut model = try_open("passthrough:384", None, DeviceChoice::Cpu).unwrap();
+    let model = try_open("passthrough:384", None, DeviceChoice::Cpu).unwrap();
     let tokens = model.tokenizer.tokenize("sixteen letters.").unwrap();
     assert_eq!((tokens.ids.len(), model.encoder.dimension()), (6, 384));
     assert_eq!(model.encoder.encode(&[tokens]).unwrap()[0].len(), 384);

@@ -1,6 +1,6 @@
 //! A stand-in without weights, for measuring everything but the model: as many pseudo-random numbers as asked for.
 
-use std::sync::Arc;
+use std::{num::NonZeroUsize, sync::Arc};
 
 use super::{EncodeError, Encoder, Model, ModelConfig, TokenizeError, Tokenizer, Tokens, digest};
 
@@ -18,6 +18,7 @@ pub(super) fn model(dimension: usize, config: &ModelConfig) -> Model {
         device: "cpu".to_owned(),
         tokenizer: Arc::new(Counter { tokens_max }),
         encoder: Box::new(Noise { dimension }),
+        encodings_at_once: NonZeroUsize::MIN,
     }
 }
 
@@ -49,7 +50,7 @@ impl Encoder for Noise {
         self.dimension
     }
 
-    fn encode(&mut self, texts: &[Tokens]) -> Result<Vec<Vec<f32>>, EncodeError> {
+    fn encode(&self, texts: &[Tokens]) -> Result<Vec<Vec<f32>>, EncodeError> {
         Ok(texts
             .iter()
             .map(|text| noise(seed(&text.ids), self.dimension))
