@@ -79,13 +79,14 @@ def per_cpu_s(runs):
 def kafka_model(args):
     """Three services on Kafka with the real model; the user's script with sentence-transformers; both models bare."""
     rounds = 3 if args.quick else 5
-    count = 1_000 if args.quick else 2_000
+    count = 1_000 if args.quick else 3_000
     file = jobs.write(WORK / "kafka-model.jsonl", jobs.texts(), count)
     ours, bare, script, reference = [], [], [], []
     with Broker() as broker:
+        settings = ["sink.flush_interval_ms=1000", *args.set]
         jobs.produce(broker, "jobs", JOBS_PARTITIONS, jobs.texts(), count)
+        warm(broker, count, settings)
         for number in range(rounds):
-            settings = ["sink.flush_interval_ms=1000", *args.set]
             ours.append(run_services(broker, f"model{number}", MODEL, count, settings))
             bare.append(run_bare(file))
             tokens = bare[-1]["tokens"]
@@ -118,8 +119,7 @@ def passthrough(args):
     with Broker() as broker:
         jobs.produce(broker, "jobs", JOBS_PARTITIONS, jobs.short_texts(), count)
         poll = best_poll(broker, count)
-        # The broker compiles its own code for a while, and most of that is for transactions.
-        run_services(broker, "warm", "passthrough:384", count, settings)
+        warm(broker, count, settings)
         for number in range(rounds):
             ours.append(run_services(broker, f"through{number}", "passthrough:384", count, settings))
             script.append(run_script(broker, f"floats{number}", count, poll=poll))
@@ -134,6 +134,11 @@ def passthrough(args):
     rows[0].append("")
     text = f"{count} jobs, {JOBS_PARTITIONS} partitions of `jobs`, medians of {rounds} pairs; CPU in microseconds a job\n\n"
     report.finish("passthrough", {"jobs": count, "poll": poll, "ours": ours, "script": script}, text + table(heads, rows))
+
+
+def warm(broker, count, settings):
+    """The broker compiles its own code for a while, and most of that is for transactions."""
+    run_services(broker, "warm", "passthrough:384", count, settings)
 
 
 def best_poll(broker, count):

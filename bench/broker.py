@@ -47,6 +47,7 @@ transaction.state.log.replication.factor=1
 transaction.state.log.min.isr=1
 transaction.state.log.num.partitions=8
 group.initial.rebalance.delay.ms=0
+log.segment.delete.delay.ms=1000
 """
         )
         java = ["java", "-cp", self.classpath]
