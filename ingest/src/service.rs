@@ -1,14 +1,10 @@
 //! The loop: read, decide, append and commit together.
 
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use schemas::{Policies, ReasonCode, Record as _, Tenant};
 use serde::{Deserialize, Serialize};
-use tokio::time::sleep_until;
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use topics::{
     Append, Chunk, Commits, Error, Event, Partition, Step, Subscription, TopicPattern, TopicSpec, Topics,
@@ -251,7 +247,7 @@ impl Gathered {
 
 async fn wait_until(due: Option<Instant>) {
     match due {
-        Some(due) => sleep_until(due.into()).await,
+        Some(due) => sleep_until(due).await,
         None => std::future::pending().await,
     }
 }

@@ -9,6 +9,7 @@
 //! [`model::Encoder`]: tokens in, vectors out. This crate knows neither Kafka nor Parquet.
 
 mod batcher;
+mod core;
 mod cost;
 mod device;
 mod halving;

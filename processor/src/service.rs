@@ -2,21 +2,25 @@
 //!
 //! ```text
 //! Reader ─▶ lanes ─▶ window ─▶ prepare ─▶ device ─▶ commit
-//!  router (a task)            a thread    threads   a task
+//!  router                    all cores    a core each
 //! ```
 //!
 //! A few windows are under way at once, so that while the device runs one, the next is ready and the last is being
 //! committed.
 
-use std::{collections::BTreeMap, num::NonZeroUsize, sync::Arc, thread, time::Instant};
+use std::{collections::BTreeMap, num::NonZeroUsize, sync::Arc, time::Instant};
 
 use schemas::{AdmittedJob, DecodeError, ModelName, ModelTerms, Pool, Record as _, TopicNames};
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Semaphore, mpsc, watch};
-use tokio_util::sync::{CancellationToken, DropGuard};
-use topics::{Chunk, Committer, Error, Event, Reader, Subscription, TopicPattern, Topics};
+use tokio::{
+    sync::{Semaphore, mpsc, watch},
+    task::{JoinError, JoinSet},
+};
+use tokio_util::sync::CancellationToken;
+use topics::{Chunk, Committer, Error, Event, Reader, Subscription, TopicPattern, Topics, offload};
 
 use crate::{
+    core::Core,
     device::Device,
     inference::Inference,
     lanes::{Budget, Lanes, Limits},
@@ -28,7 +32,7 @@ use crate::{
     windows::Inferred,
 };
 
-/// Windows between the lanes and their commit: one that is made ready, two on the device, since the threads that are done
+/// Windows between the lanes and their commit: one that is made ready, two on the device, since the cores that are done
 /// with one begin the next, and one that is committed. Every channel on the way has room for all of them.
 const WINDOWS_UNDER_WAY_MAX: usize = 4;
 
@@ -46,8 +50,8 @@ pub struct Config {
     pub window_jobs_max: usize,
     /// A window has at most this many bytes of records.
     pub window_bytes_max: usize,
-    /// Micro-batches that run at once, each on a thread of its own; none: as many as the models say is worth it.
-    pub device_threads: Option<NonZeroUsize>,
+    /// Micro-batches that run at once, each on a core; none: as many as the models say is worth it.
+    pub device_cores: Option<NonZeroUsize>,
     /// A micro-batch has at most this many tokens, padding included.
     pub batch_tokens_max: usize,
     /// A tenant with this many bytes waiting in memory is paused: its backlog waits on its topic.
@@ -70,7 +74,7 @@ pub struct Service {
     topics: Arc<dyn Topics>,
     context: Arc<Context>,
     device: Arc<Device>,
-    device_threads: usize,
+    device_cores: usize,
 }
 
 impl Service {
@@ -85,7 +89,7 @@ impl Service {
     ) -> Self {
         let (mut readings, mut encoders) = (BTreeMap::new(), BTreeMap::new());
         let worthwhile = models.values().map(|served| served.model.encodings_at_once).max();
-        let device_threads = config.device_threads.or(worthwhile).map_or(1, NonZeroUsize::get);
+        let device_cores = config.device_cores.or(worthwhile).map_or(1, NonZeroUsize::get);
         for (name, Served { model, terms }) in models {
             readings.insert(
                 name.clone(),
@@ -108,7 +112,7 @@ impl Service {
             topics,
             context,
             device,
-            device_threads,
+            device_cores,
         }
     }
 
@@ -149,49 +153,45 @@ impl Service {
         let (windows, windows_receiver) = mpsc::channel(WINDOWS_UNDER_WAY_MAX);
         let (prepared, prepared_receiver) = mpsc::channel(WINDOWS_UNDER_WAY_MAX);
         let (inferred, inferred_receiver) = mpsc::channel(WINDOWS_UNDER_WAY_MAX);
-        let stopped = CancellationToken::new();
-        let inference = Inference::new(
+        let inference = Arc::new(Inference::new(
             Arc::clone(&self.device),
-            self.device_threads,
+            self.device_cores,
             prepared_receiver,
             inferred,
             pace,
             budget_sender,
-        );
-        let mut threads = self.spawn_device(inference, &stopped);
-        threads.push(self.spawn_preparing(windows_receiver, prepared, &stopped));
-        let committing = tokio::spawn(commit(
-            inferred_receiver,
-            committer,
-            Arc::clone(&self.context),
-            stopped.clone().drop_guard(),
         ));
-
-        let stop = Stop { shutdown, stopped };
-        let routed = self.route(reader.as_mut(), windows, &budget, &stop).await;
-        let joined =
-            tokio::task::spawn_blocking(|| threads.into_iter().try_for_each(thread::JoinHandle::join));
-        let committed = committing
-            .await
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
-        match joined.await {
-            Ok(Ok(())) => {}
-            Ok(Err(panic)) => std::panic::resume_unwind(panic),
-            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        let mut tasks = JoinSet::new();
+        tasks.spawn(self.preparing(windows_receiver, prepared));
+        for number in 0..self.device_cores {
+            let inference = Arc::clone(&inference);
+            tasks.spawn(async move {
+                inference.work(Core::new(number)).await;
+                Ok(())
+            });
         }
-        committed?;
-        routed?;
+        // The tasks alone hold the receiving ends.
+        drop(inference);
+        tasks.spawn(commit(inferred_receiver, committer, Arc::clone(&self.context)));
+        tokio::select! {
+            biased;
+            Some(ended) = tasks.join_next() => result(ended)?,
+            routed = self.route(reader.as_mut(), windows, &budget, shutdown) => routed?,
+        }
+        while let Some(ended) = tasks.join_next().await {
+            result(ended)?;
+        }
         reader.close().await
     }
 
-    /// Moves records into lanes and windows out of them, until `stop`. It never waits for the device, so that the reader
-    /// is never left alone.
+    /// Moves records into lanes and windows out of them, until `shutdown`. It never waits for the device, so that the
+    /// reader is never left alone.
     async fn route(
         &self,
         reader: &mut dyn Reader,
         windows: mpsc::Sender<Window>,
         budget: &watch::Receiver<Budget>,
-        stop: &Stop,
+        shutdown: CancellationToken,
     ) -> Result<(), Error> {
         let limits = Limits {
             lane_bytes_max: self.config.lane_bytes_max,
@@ -202,8 +202,7 @@ impl Service {
         loop {
             tokio::select! {
                 biased;
-                () = stop.shutdown.cancelled() => return Ok(()),
-                () = stop.stopped.cancelled() => return Ok(()),
+                () = shutdown.cancelled() => return Ok(()),
                 place = Arc::clone(&places).acquire_owned(), if !lanes.is_empty() => {
                     let place = place.expect("nobody closes it");
                     let window = Window { waiting: lanes.take(*budget.borrow()), place };
@@ -241,41 +240,30 @@ impl Service {
         }
     }
 
-    fn spawn_preparing(
+    /// Makes windows ready, one after the other.
+    fn preparing(
         &self,
         mut windows: mpsc::Receiver<Window>,
         prepared: mpsc::Sender<Prepared>,
-        stopped: &CancellationToken,
-    ) -> thread::JoinHandle<()> {
+    ) -> impl Future<Output = Result<(), Error>> + use<> {
         let (context, batch_tokens_max) = (Arc::clone(&self.context), self.config.batch_tokens_max);
-        spawn("prepare".to_owned(), stopped, move || {
-            while let Some(window) = windows.blocking_recv() {
+        async move {
+            while let Some(window) = windows.recv().await {
+                let context = Arc::clone(&context);
                 let now_ms = chrono::Utc::now().timestamp_millis();
-                let ready = prepare(window, &context.models, batch_tokens_max, now_ms);
-                if prepared.blocking_send(ready).is_err() {
-                    return;
+                let ready = offload(move || prepare(window, &context.models, batch_tokens_max, now_ms)).await;
+                if prepared.send(ready).await.is_err() {
+                    break;
                 }
             }
-        })
-    }
-
-    fn spawn_device(&self, inference: Inference, stopped: &CancellationToken) -> Vec<thread::JoinHandle<()>> {
-        let inference = Arc::new(inference);
-        (0..self.device_threads)
-            .map(|number| {
-                let inference = Arc::clone(&inference);
-                spawn(format!("device-{number}"), stopped, move || {
-                    on_one_core(|| inference.work());
-                })
-            })
-            .collect()
+            Ok(())
+        }
     }
 }
 
-/// What ends the routing: the service is to end, or a later stage has ended by itself.
-struct Stop {
-    shutdown: CancellationToken,
-    stopped: CancellationToken,
+/// What a task of the service ended with; its panic is passed on.
+fn result(ended: Result<Result<(), Error>, JoinError>) -> Result<(), Error> {
+    ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
 }
 
 /// A job of another version is a good one that an upgrade will read: better to stop than to call it dead.
@@ -296,38 +284,11 @@ fn refuse_other_versions(chunk: &Chunk) -> Result<(), Error> {
 /// The size of a window before the device's speed is known, and the least size ever.
 const FIRST_WINDOW_BYTES: usize = 16 << 10;
 
-/// Runs `work` with a rayon pool of this thread alone. candle would spread each product over all cores, and wait at its
-/// end for the slowest of them: as many micro-batches side by side are faster.
-fn on_one_core(work: impl FnOnce()) {
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(1)
-        .use_current_thread();
-    let _pool = pool.build().expect("a new thread is in no pool yet");
-    work();
-}
-
-/// A thread whose end, a panic too, cancels `stopped`.
-fn spawn(
-    name: String,
-    stopped: &CancellationToken,
-    work: impl FnOnce() + Send + 'static,
-) -> thread::JoinHandle<()> {
-    let stopped = stopped.clone().drop_guard();
-    thread::Builder::new()
-        .name(name)
-        .spawn(move || {
-            let _stopped = stopped;
-            work();
-        })
-        .expect("the system has room for a thread")
-}
-
 /// Commits windows, each as one and in order.
 async fn commit(
     mut inferred: mpsc::Receiver<Inferred>,
     mut committer: Box<dyn Committer>,
     context: Arc<Context>,
-    _stopped: DropGuard,
 ) -> Result<(), Error> {
     while let Some(window) = inferred.recv().await {
         let began = Instant::now();
@@ -363,7 +324,7 @@ mod tests {
             window_ms: 10,
             window_jobs_max: 10,
             window_bytes_max: 1 << 20,
-            device_threads: None,
+            device_cores: None,
             batch_tokens_max: 100,
             lane_bytes_max: 1 << 20,
             lanes_bytes_max: 1 << 20,

@@ -42,8 +42,10 @@ mod summary;
 mod verify;
 
 pub use error::Error;
+/// What a [`Store`] is opened over.
+pub use object_store;
 pub use range::{Marks, RangeFile, RangeIntent, Table};
 pub use service::{Config, Service};
 pub use store::{Created, Options, Store};
 pub use summary::{Summary, summary};
-pub use verify::{Depth, Report, verify};
+pub use verify::{Depth, Report, verify, verify_store};

@@ -1,11 +1,9 @@
 //! One partition of outcomes: what waits for its file, and which range it will be part of. Pure.
 
-use std::{
-    collections::VecDeque,
-    time::{Duration, Instant},
-};
+use std::{collections::VecDeque, time::Duration};
 
 use schemas::Tenant;
+use tokio::time::Instant;
 use topics::{Assignment, Chunk, Record};
 
 use crate::{

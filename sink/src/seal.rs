@@ -5,7 +5,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use object_store::path::Path;
 use parquet::file::{reader::FileReader, serialized_reader::SerializedFileReader};
 use schemas::{Tenant, TopicName};
-use topics::{Appender, Partition, dead_letter};
+use topics::{Appender, Partition, dead_letter, offload};
 
 use crate::{
     Error,
@@ -131,10 +131,7 @@ async fn encode(
         let encoded = encode::encode(&draft, range.existing.as_ref())?;
         Ok((range, encoded))
     };
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
-    }
+    offload(work).await
 }
 
 /// Whether `found` is a file of the intent with this digest, with as many rows: another build may have encoded the same

@@ -1,14 +1,10 @@
 //! The loop: gather records by partition, write ranges, commit.
 
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use schemas::TopicNames;
 use serde::{Deserialize, Serialize};
-use tokio::task::JoinSet;
+use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 use topics::{Assignment, Event, Partition, Progress, Reader, Subscription, TopicPattern, Topics};
 
@@ -366,7 +362,7 @@ impl Run<'_> {
 
 async fn wait_until(due: Option<Instant>) {
     match due {
-        Some(due) => tokio::time::sleep_until(due.into()).await,
+        Some(due) => tokio::time::sleep_until(due).await,
         None => std::future::pending().await,
     }
 }

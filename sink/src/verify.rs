@@ -63,6 +63,11 @@ impl Report {
         &self.offences
     }
 
+    /// What could not be checked, and why.
+    pub fn unchecked(&self) -> &[String] {
+        &self.unchecked
+    }
+
     /// How many outcomes the lake holds.
     pub fn outcomes(&self) -> u64 {
         self.tenants.values().sum()
@@ -77,7 +82,11 @@ pub async fn verify(url: &str, options: &Options, depth: Depth) -> Result<Report
     verify_store(&Store::open(url, options)?, depth).await
 }
 
-pub(crate) async fn verify_store(store: &Store, depth: Depth) -> Result<Report, Error> {
+/// Verifies the lake in `store`.
+///
+/// # Errors
+/// Where the lake cannot be read. What is wrong *in* it stands in the report.
+pub async fn verify_store(store: &Store, depth: Depth) -> Result<Report, Error> {
     let mut report = Report {
         rows_read: depth == Depth::Rows,
         ..Report::default()

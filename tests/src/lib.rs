@@ -1,8 +1,11 @@
-//! The real servers that the stories run against, each in a process of its own that never outlives the test.
+//! What stands behind the stories: the real servers that they run against, each in a process of its own that never outlives
+//! the test; the simulator; and what must hold of every lake.
 
 mod child;
+pub mod invariants;
 mod kafka;
 mod s3;
+pub mod simulator;
 
 pub use kafka::KafkaServer;
 pub use s3::VersityGw;

@@ -11,6 +11,7 @@
 
 mod admin;
 mod appender;
+mod blocking;
 mod client;
 mod committer;
 mod ids;
@@ -35,8 +36,9 @@ use rdkafka::{
 };
 use schemas::TopicName;
 
-use crate::{Appender, Committer, Error, Reader, Subscription, TopicSpec, Topics, blocking::blocking};
+use crate::{Appender, Committer, Error, Reader, Subscription, TopicSpec, Topics};
 use appender::KafkaAppender;
+use blocking::blocking;
 use client::{Complaints, classified, not_created};
 use committer::{KafkaCommitter, StageProducer};
 use ids::TopicIds;

@@ -16,7 +16,6 @@
 //!   [`Assignment`], which is new at each handing-over, so that work begun under an older one can be told.
 //! - [`Committer::append_and_commit`] appends and advances for exactly those sources that the stage still owns.
 
-mod blocking;
 mod commits;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
@@ -24,6 +23,7 @@ mod dead_letter;
 #[cfg(feature = "kafka")]
 pub mod kafka;
 pub mod local;
+mod offload;
 mod record;
 mod subscription;
 
@@ -34,6 +34,7 @@ use schemas::TopicName;
 
 pub use commits::Commits;
 pub use dead_letter::dead_letter;
+pub use offload::offload;
 pub use record::{Append, Header, Partition, Record, TopicRef};
 pub use subscription::{Subscription, TopicPattern};
 

@@ -2,24 +2,25 @@
 //!
 //! Records, group progress and topics are tables of one `redb` database, so append-and-commit is one write transaction:
 //! atomic, and on a file durable when it returns. Membership of groups lives in memory, because all members live in
-//! this process. Nothing is ever deleted: the log is the whole history.
+//! this process. Records are deleted with their topic only: the log is the whole history.
 
 mod database;
 mod groups;
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     path::Path,
+    pin::pin,
     sync::Arc,
 };
 
 use async_trait::async_trait;
 use schemas::TopicName;
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, Notify};
 
 use crate::{
     Append, Appender, Assignment, Chunk, Committed, Committer, Error, Event, Partition, Progress, Reader,
-    Step, Subscription, TopicSpec, Topics, blocking::blocking,
+    Step, Subscription, TopicSpec, Topics, offload,
 };
 use database::Log;
 use groups::{Groups, MemberId};
@@ -38,9 +39,10 @@ pub struct LocalTopics {
 struct Shared {
     log: Log,
     /// Held while a commit is checked and written, so that no partition changes hands in between.
-    groups: Mutex<Groups>,
-    /// Counts what readers may have to look at: appends and changes of membership.
-    changes: watch::Sender<u64>,
+    groups: Arc<Mutex<Groups>>,
+    /// Tells readers to look again, in the order in which they began to wait: something was appended, or a membership
+    /// changed.
+    changed: Arc<Notify>,
 }
 
 impl LocalTopics {
@@ -57,11 +59,24 @@ impl LocalTopics {
         Self::over(Log::in_memory())
     }
 
+    /// Deletes a topic, with its records and every group's progress in it. One that is created under its name later has
+    /// another id.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where there is no such topic.
+    pub async fn delete(&self, name: &TopicName) -> Result<(), Error> {
+        let mut groups = self.shared.groups.lock().await;
+        self.shared.log.delete(name)?;
+        groups.rebalance_all(&self.shared.log.partitions()?);
+        self.shared.notify();
+        Ok(())
+    }
+
     fn over(log: Log) -> Self {
         let shared = Shared {
             log,
-            groups: Mutex::default(),
-            changes: watch::Sender::new(0),
+            groups: Arc::default(),
+            changed: Arc::default(),
         };
         Self {
             shared: Arc::new(shared),
@@ -69,7 +84,6 @@ impl LocalTopics {
     }
 
     async fn join(&self, group: &str, subscription: &Subscription) -> Result<LocalReader, Error> {
-        let changes = self.shared.changes.subscribe();
         let partitions = self.shared.log.partitions()?;
         let member = self
             .shared
@@ -84,17 +98,16 @@ impl LocalTopics {
                 group: group.into(),
                 member,
             },
-            changes,
-            owned: HashMap::new(),
+            owned: BTreeMap::new(),
             turn: VecDeque::new(),
-            paused: HashSet::new(),
+            paused: BTreeSet::new(),
         })
     }
 }
 
 impl Shared {
     fn notify(&self) {
-        self.changes.send_modify(|count| *count += 1);
+        self.changed.notify_waiters();
     }
 }
 
@@ -139,11 +152,10 @@ impl Topics for LocalTopics {
 
 struct LocalReader {
     membership: Membership,
-    changes: watch::Receiver<u64>,
-    owned: HashMap<Partition, Owned>,
+    owned: BTreeMap<Partition, Owned>,
     /// The owned partitions in the order of their next turn.
     turn: VecDeque<Partition>,
-    paused: HashSet<Partition>,
+    paused: BTreeSet<Partition>,
 }
 
 struct Owned {
@@ -252,16 +264,16 @@ impl LocalReader {
 impl Reader for LocalReader {
     async fn next(&mut self) -> Result<Event, Error> {
         loop {
-            self.changes.mark_unchanged();
+            let mut changed = pin!(Arc::clone(&self.membership.shared.changed).notified_owned());
+            // From here on no change is missed.
+            changed.as_mut().enable();
             if let Some(event) = self.follow_group().await? {
                 return Ok(event);
             }
             if let Some(chunk) = self.read_chunk()? {
                 return Ok(Event::Records(chunk));
             }
-            if self.changes.changed().await.is_err() {
-                unreachable!("this reader keeps the sender alive");
-            }
+            changed.await;
         }
     }
 
@@ -277,7 +289,6 @@ impl Reader for LocalReader {
 
     fn resume(&mut self, partitions: &[Partition]) -> Result<(), Error> {
         self.paused.retain(|partition| !partitions.contains(partition));
-        self.changes.mark_changed();
         Ok(())
     }
 
@@ -328,8 +339,8 @@ async fn commit(
     steps: Vec<Step>,
 ) -> Result<Committed, Error> {
     let (shared, group) = (Arc::clone(shared), Arc::clone(group));
-    blocking(move || {
-        let groups = shared.groups.blocking_lock();
+    let groups = Arc::clone(&shared.groups).lock_owned().await;
+    offload(move || {
         let (mine, others): (Vec<Step>, Vec<Step>) = steps
             .into_iter()
             .partition(|step| groups.owns(&group, member, &step.source, step.assignment));
@@ -352,10 +363,10 @@ impl Appender for LocalAppender {
     async fn append(&self, records: Vec<Append>) -> Vec<Result<(Partition, i64), Error>> {
         let shared = Arc::clone(&self.shared);
         let count = records.len();
-        let appended = blocking(move || {
+        let appended = offload(move || {
             let results = shared.log.append(&records)?;
             shared.notify();
-            Ok(results)
+            Ok::<_, Error>(results)
         })
         .await;
         appended.unwrap_or_else(|error| {
@@ -377,4 +388,20 @@ fn unknown_topic(topic: &TopicName) -> Error {
         what: format!("topic `{topic}`"),
         detail: "does not exist: create it before appending to it".to_owned(),
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conformance::Place;
+
+    async fn place() -> Place {
+        let topics: Arc<dyn Topics> = Arc::new(LocalTopics::in_memory());
+        Place {
+            first: Arc::clone(&topics),
+            second: topics,
+        }
+    }
+
+    crate::conformance_tests!(place());
 }

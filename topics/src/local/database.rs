@@ -115,7 +115,7 @@ impl Log {
             {
                 let mut table = transaction.open_table(TOPICS)?;
                 for spec in specs {
-                    let number = u32::try_from(changed.len()).expect("fewer topics than a u32 counts");
+                    let number = changed.values().map(|topic| topic.number + 1).max().unwrap_or(0);
                     let topic = changed.entry(spec.name.clone()).or_insert_with(|| {
                         let id = TopicId::from_bytes(uuid::Uuid::new_v4().into_bytes());
                         let reference = Arc::new(TopicRef {
@@ -140,6 +140,31 @@ impl Log {
         };
         write().map_err(|error| unavailable("create topics", &error))?;
         *topics = changed;
+        Ok(())
+    }
+
+    /// Deletes a topic with its records and every group's progress in it.
+    pub(super) fn delete(&self, name: &TopicName) -> Result<(), Error> {
+        let number = self.topic(name)?.number;
+        let delete = || -> Result<(), redb::Error> {
+            let transaction = self.database.begin_write()?;
+            transaction.open_table(TOPICS)?.remove(name.as_str())?;
+            transaction
+                .open_table(RECORDS)?
+                .retain(|(topic, ..), _| topic != number)?;
+            transaction
+                .open_table(ENDS)?
+                .retain(|(topic, _), _| topic != number)?;
+            transaction
+                .open_table(PROGRESS)?
+                .retain(|(_, topic, _), _| topic != number)?;
+            Ok(transaction.commit()?)
+        };
+        delete().map_err(|error| unavailable("delete a topic", &error))?;
+        self.topics
+            .write()
+            .expect("no holder of this lock panics")
+            .remove(name);
         Ok(())
     }
 

@@ -1,9 +1,6 @@
 //! Who reads which partition: pure bookkeeping of memberships.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{Assignment, Partition, Subscription};
 
@@ -14,7 +11,7 @@ pub(super) struct MemberId(u64);
 /// All groups.
 #[derive(Debug, Default)]
 pub(super) struct Groups {
-    groups: HashMap<Arc<str>, Group>,
+    groups: BTreeMap<Arc<str>, Group>,
     members_ever: u64,
     assignments_ever: u64,
 }
@@ -22,7 +19,7 @@ pub(super) struct Groups {
 #[derive(Debug, Default)]
 struct Group {
     members: BTreeMap<MemberId, Subscription>,
-    owners: HashMap<Partition, (MemberId, Assignment)>,
+    owners: BTreeMap<Partition, (MemberId, Assignment)>,
     partitions: Vec<Partition>,
 }
 
@@ -85,7 +82,7 @@ impl Group {
     /// other member with two partitions fewer, otherwise to the one with the fewest.
     fn rebalance(&mut self, assignments_ever: &mut u64) {
         let mut held: BTreeMap<MemberId, usize> = self.members.keys().map(|member| (*member, 0)).collect();
-        let mut owners = HashMap::new();
+        let mut owners = BTreeMap::new();
         let fair_share = self.fair_share();
         let mut unplaced = Vec::new();
         for partition in &self.partitions {

@@ -1,0 +1,40 @@
+//! What must hold of a lake, whatever happened on the way: written once, for the simulator and for the stories on real
+//! servers. What the files alone can prove is [`sink::verify`]'s; here is what only the producer knows.
+
+use sink::Report;
+
+/// What was produced.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Expected {
+    /// Records that are jobs: each has one outcome.
+    pub outcomes: u64,
+    /// Records that are none: each is in the dead letters.
+    pub dead_letters: u64,
+}
+
+/// Each promise that the lake of `report`, and as many records in the dead letters, break.
+pub fn violations(report: &Report, dead_letters: u64, expected: &Expected) -> Vec<String> {
+    let mut violations = report.offences().to_vec();
+    violations.extend(
+        report
+            .unchecked()
+            .iter()
+            .filter(|what| what.contains("not whole"))
+            .cloned(),
+    );
+    let (found, wanted) = (report.outcomes(), expected.outcomes);
+    if found < wanted {
+        violations.push(format!("lost: {wanted} jobs have {found} outcomes"));
+    }
+    if found > wanted {
+        violations.push(format!("doubled: {wanted} jobs have {found} outcomes"));
+    }
+    // They are appended in the same commit as the decision, or, without transactions, rather twice than not.
+    if dead_letters < expected.dead_letters {
+        violations.push(format!(
+            "lost: of {} records that are no jobs {dead_letters} are in the dead letters",
+            expected.dead_letters
+        ));
+    }
+    violations
+}

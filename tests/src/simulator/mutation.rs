@@ -1,0 +1,60 @@
+//! Ways to do the protocol wrong, each of which the simulator must find: a checker that never fails checks nothing.
+
+use std::{fmt, str::FromStr};
+
+/// A way in which the protocol is done wrong. Each step of it is a call to the topics or to the store, so leaving one out,
+/// swapping two or believing a wrong answer is done where the calls pass the gate, and the services stay as they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mutation {
+    /// The sink commits what it has only read.
+    CommitBeforeWriting,
+    /// The sink neither looks for ranges that stand in the lake nor lets them stand.
+    IgnoreIntents,
+    /// "Already exists" is taken for success.
+    TrustAlreadyExists,
+    /// The sink forgets, when it starts, which origins it has seen.
+    ForgetMarks,
+    /// The sink leaves the files of one table out.
+    ForgetCosts,
+    /// Stages commit what they read before they append what it became.
+    CommitBeforeAppending,
+    /// The work partition of a job is no function of its origin.
+    ScatterJobs,
+    /// The processor appends the outcomes of a window in another order.
+    ReverseOutcomes,
+    /// The processor commits a window before the one that came first.
+    CommitWindowsOutOfOrder,
+}
+
+impl Mutation {
+    /// All of them.
+    pub const ALL: [Self; 9] = [
+        Self::CommitBeforeWriting,
+        Self::IgnoreIntents,
+        Self::TrustAlreadyExists,
+        Self::ForgetMarks,
+        Self::ForgetCosts,
+        Self::CommitBeforeAppending,
+        Self::ScatterJobs,
+        Self::ReverseOutcomes,
+        Self::CommitWindowsOutOfOrder,
+    ];
+}
+
+impl fmt::Display for Mutation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+impl FromStr for Mutation {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        let names = || Self::ALL.map(|mutation| mutation.to_string()).join(", ");
+        Self::ALL
+            .into_iter()
+            .find(|mutation| mutation.to_string() == name)
+            .ok_or_else(|| format!("no mutation `{name}`: there are {}", names()))
+    }
+}

@@ -1,0 +1,191 @@
+//! Slots: each runs one service, and starts it over whenever it ended.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use processor::model::{DeviceChoice, load};
+use schemas::Pool;
+use sink::Store;
+use tokio::task::{AbortHandle, JoinError, JoinSet};
+
+use super::{
+    Scene, minilm,
+    store::GatedStore,
+    topics::GatedTopics,
+    world::{FROZEN_FOR_MAX, Instance, Life},
+};
+
+pub(super) const INGEST: &str = "ingest";
+pub(super) const PROCESSOR: &str = "processor";
+pub(super) const SINK: &str = "sink";
+/// How long a supervisor waits before it starts a service again.
+const START_AFTER: Duration = Duration::from_millis(200);
+/// Instances of each service.
+const INSTANCES: usize = 2;
+
+/// How a service ended: by itself, with an error that starting over may help, or with one that it cannot help.
+enum End {
+    Asked,
+    Passing(String),
+    ForGood(String),
+}
+
+/// Opens the slots of all services. They run until what is given back is dropped.
+pub(super) fn open(scene: &Arc<Scene>) -> JoinSet<()> {
+    let mut slots = JoinSet::new();
+    for stage in [INGEST, PROCESSOR, SINK] {
+        for number in 0..INSTANCES {
+            slots.spawn(run(Arc::clone(scene), stage, number));
+        }
+    }
+    slots
+}
+
+async fn run(scene: Arc<Scene>, stage: &'static str, number: usize) {
+    let world = &scene.world;
+    let mut zombies = JoinSet::new();
+    for start in 1_u64.. {
+        let instance = Instance::new(format!("{stage}-{number}.{start}"));
+        let mut process = Process(tokio::spawn(serve(
+            Arc::clone(&scene),
+            stage,
+            Arc::clone(&instance),
+        )));
+        tokio::select! {
+            biased;
+            () = instance.until(|life| life != Life::Runs) => match instance.life() {
+                Life::Frozen => drop(zombies.spawn(haunt(Arc::clone(&scene), instance, process))),
+                _ => world.tell(&instance, "is dead"),
+            },
+            ended = &mut process.0 => match end(ended) {
+                End::Asked => world.tell(&instance, "has ended"),
+                End::Passing(error) => {
+                    world.tell(&instance, &format!("starts over: {error}"));
+                    tokio::time::sleep(START_AFTER).await;
+                }
+                End::ForGood(error) => {
+                    if !world.has_ended() {
+                        world.violated(format!("{} stopped for good: {error}", instance.name));
+                    }
+                    return std::future::pending().await;
+                }
+            },
+        }
+        tokio::time::sleep(START_AFTER).await;
+    }
+}
+
+/// A process that is killed when this is dropped.
+struct Process(tokio::task::JoinHandle<End>);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        AbortHandle::abort(&self.0.abort_handle());
+    }
+}
+
+/// Lets a frozen process go on after a while, and kills it after another.
+async fn haunt(scene: Arc<Scene>, instance: Arc<Instance>, process: Process) {
+    let mut random = scene.world.random(&instance.name);
+    let longest_ms = FROZEN_FOR_MAX.as_millis() as u64;
+    tokio::time::sleep(Duration::from_millis(random.u64(0..longest_ms))).await;
+    scene.world.tell(&instance, "goes on, taken for dead");
+    instance.become_(Life::Zombie);
+    tokio::time::sleep(Duration::from_millis(random.u64(0..longest_ms))).await;
+    instance.become_(Life::Dead);
+    drop(process);
+}
+
+fn end(ended: Result<End, JoinError>) -> End {
+    ended.unwrap_or_else(|panic| End::ForGood(format!("it panicked: {panic}")))
+}
+
+async fn serve(scene: Arc<Scene>, stage: &'static str, instance: Arc<Instance>) -> End {
+    let world = Arc::clone(&scene.world);
+    let topics = Arc::new(GatedTopics {
+        inner: scene.topics.clone(),
+        world: Arc::clone(&world),
+        instance: Arc::clone(&instance),
+    });
+    let (shutdown, policies) = (instance.shutdown.clone(), &scene.policies);
+    let ended = match stage {
+        INGEST => {
+            let config = ingest::Config {
+                group: INGEST.to_owned(),
+                linger_ms: 5,
+                commit_records_max: 7,
+                commit_bytes_max: 1 << 20,
+            };
+            let service = ingest::Service::new(config, topics, Arc::clone(policies));
+            service
+                .run(shutdown, &|| {})
+                .await
+                .map_err(|error| topics_error(&error))
+        }
+        PROCESSOR => processor(&scene, topics, &instance.name)
+            .run(shutdown, &|| {})
+            .await
+            .map_err(|error| topics_error(&error)),
+        _ => {
+            let lake = GatedStore {
+                inner: Arc::clone(&scene.lake),
+                world: Arc::clone(&world),
+                instance: Arc::clone(&instance),
+            };
+            let mut random = world.random(&instance.name);
+            let config = sink::Config {
+                group: SINK.to_owned(),
+                url: "memory".to_owned(),
+                flush_interval_ms: random.u64(1..5_000),
+                file_bytes_max: random.usize(500..4_000),
+                memory_bytes_max: random.usize(4_000..20_000),
+                options: BTreeMap::new(),
+            };
+            let store = Store::over(Arc::new(lake), "memory");
+            let service = sink::Service::over(config, topics, policies.topics.clone(), store);
+            service
+                .run(shutdown, &|| {})
+                .await
+                .map_err(|error| (error.is_retryable(), error.to_string()))
+        }
+    };
+    match ended {
+        Ok(()) => End::Asked,
+        Err((true, error)) => End::Passing(error),
+        Err((false, error)) => End::ForGood(error),
+    }
+}
+
+fn topics_error(error: &::topics::Error) -> (bool, String) {
+    (error.is_retryable(), error.to_string())
+}
+
+fn processor(scene: &Scene, topics: Arc<GatedTopics>, run: &str) -> processor::Service {
+    let config = processor::Config {
+        group: PROCESSOR.to_owned(),
+        pool: Pool::default(),
+        window_ms: 10,
+        window_jobs_max: 5,
+        // Below the least window, so that the device's speed, which is no function of the seed, decides nothing.
+        window_bytes_max: 2_048,
+        device_cores: std::num::NonZeroUsize::new(2),
+        batch_tokens_max: 60,
+        lane_bytes_max: 2_000,
+        lanes_bytes_max: 6_000,
+    };
+    let model =
+        serde_json::from_value(serde_json::json!({ "source": "passthrough:4" })).expect("a source is enough");
+    let served = processor::Served {
+        model: load(&minilm(), &model, DeviceChoice::Cpu).expect("the stand-in needs no files"),
+        terms: scene.policies.models[&minilm()].clone(),
+    };
+    let models = BTreeMap::from([(minilm(), served)]);
+    let policies = &scene.policies;
+    processor::Service::new(
+        config,
+        topics,
+        policies.topics.clone(),
+        policies.currency.clone(),
+        models,
+        run.to_owned(),
+    )
+}

@@ -1,0 +1,368 @@
+//! Topics as one instance of a service sees them: real ones, behind the gate.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use ::topics::{
+    Append, Appender, Assignment, Committed, Committer, Error, Event, Partition, Progress, Reader, Step,
+    Subscription, TopicSpec, Topics, local::LocalTopics,
+};
+use async_trait::async_trait;
+
+use super::{
+    Mutation,
+    world::{Fault, Go, Instance, Life, World},
+};
+
+#[derive(Clone)]
+pub(super) struct GatedTopics {
+    pub(super) inner: LocalTopics,
+    pub(super) world: Arc<World>,
+    pub(super) instance: Arc<Instance>,
+}
+
+impl GatedTopics {
+    /// Does `effect` as the gate says. What is done late is never told, since its process is dead by then.
+    async fn gate<T>(
+        &self,
+        what: &str,
+        possible: &[Fault],
+        effect: impl Future<Output = Result<T, Error>> + Send,
+    ) -> Result<T, Error> {
+        match self.world.step(&self.instance, what, possible).await {
+            Go::Do => effect.await,
+            Go::DoAndFail => {
+                effect.await?;
+                Err(broken(what))
+            }
+            Go::DoAndDie => {
+                let _ = effect.await;
+                self.instance.die().await
+            }
+            Go::Fail | Go::Conflict | Go::DoLaterAndDie(_) => Err(broken(what)),
+        }
+    }
+
+    fn is_sink(&self) -> bool {
+        self.instance.name.starts_with("sink")
+    }
+}
+
+fn broken(what: &str) -> Error {
+    Error::Unavailable {
+        what: what.to_owned(),
+        detail: "the connection broke".to_owned(),
+    }
+}
+
+#[async_trait]
+impl Topics for GatedTopics {
+    async fn ensure(&self, specs: &[TopicSpec]) -> Result<(), Error> {
+        self.inner.ensure(specs).await
+    }
+
+    async fn reader(&self, group: &str, subscription: &Subscription) -> Result<Box<dyn Reader>, Error> {
+        let joined = self.inner.reader(group, subscription);
+        let inner = self.gate("joins its group", Fault::TO_A_LOOK, joined).await?;
+        Ok(Box::new(GatedReader::new(self.clone(), inner)))
+    }
+
+    async fn stage(
+        &self,
+        group: &str,
+        subscription: &Subscription,
+    ) -> Result<(Box<dyn Reader>, Box<dyn Committer>), Error> {
+        let joined = self.inner.stage(group, subscription);
+        let (reader, committer) = self.gate("joins its group", Fault::TO_A_LOOK, joined).await?;
+        let committer = GatedCommitter {
+            topics: self.clone(),
+            inner: committer,
+            appender: self.inner.appender().await?,
+            held_back: None,
+        };
+        Ok((
+            Box::new(GatedReader::new(self.clone(), reader)),
+            Box::new(committer),
+        ))
+    }
+
+    async fn appender(&self) -> Result<Box<dyn Appender>, Error> {
+        Ok(Box::new(GatedAppender {
+            inner: self.inner.appender().await?,
+            topics: self.clone(),
+        }))
+    }
+
+    async fn lag(&self, group: &str, subscription: &Subscription) -> Result<u64, Error> {
+        self.inner.lag(group, subscription).await
+    }
+}
+
+struct GatedReader {
+    topics: GatedTopics,
+    /// None once its process was taken for dead: then it is in no group.
+    inner: Option<Box<dyn Reader>>,
+    owned: BTreeMap<Partition, Assignment>,
+    /// Read, and not delivered yet.
+    event: Option<Event>,
+}
+
+impl GatedReader {
+    fn new(topics: GatedTopics, inner: Box<dyn Reader>) -> Self {
+        Self {
+            topics,
+            inner: Some(inner),
+            owned: BTreeMap::new(),
+            event: None,
+        }
+    }
+
+    /// Gives up its place in the group where its process was taken for dead.
+    fn expire(&mut self) {
+        if self.topics.instance.life() != Life::Runs {
+            self.inner = None;
+            self.event = None;
+        }
+    }
+
+    async fn read(&mut self) -> Result<(), Error> {
+        let instance = Arc::clone(&self.topics.instance);
+        let Some(inner) = &mut self.inner else {
+            instance.pass().await;
+            if self.owned.is_empty() {
+                return std::future::pending().await;
+            }
+            self.event = Some(Event::Revoked(
+                std::mem::take(&mut self.owned).into_keys().collect(),
+            ));
+            return Ok(());
+        };
+        tokio::select! {
+            biased;
+            () = instance.until(|life| life != Life::Runs) => self.expire(),
+            event = inner.next() => self.event = Some(event?),
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Reader for GatedReader {
+    async fn next(&mut self) -> Result<Event, Error> {
+        loop {
+            self.expire();
+            match &self.event {
+                None => self.read().await?,
+                Some(Event::Records(chunk)) => {
+                    let (partition, first) = (chunk.partition.clone(), chunk.records[0].offset);
+                    let end = first + chunk.records.len() as i64;
+                    let what = format!("reads {partition} {first}..{end}");
+                    self.topics
+                        .gate(&what, Fault::TO_A_LOOK, async { Ok(()) })
+                        .await?;
+                    self.expire();
+                    if self.topics.world.mutation == Some(Mutation::CommitBeforeWriting)
+                        && let (Some(inner), true) = (&mut self.inner, self.topics.is_sink())
+                    {
+                        inner.commit(&Progress::from([(partition, end)])).await?;
+                    }
+                    if let Some(event) = self.event.take() {
+                        return Ok(event);
+                    }
+                }
+                Some(Event::Assigned(_) | Event::Revoked(_)) => {
+                    let event = self.event.take().expect("it was just looked at");
+                    match &event {
+                        Event::Assigned(partitions) => {
+                            for (partition, _) in partitions {
+                                self.topics
+                                    .world
+                                    .name(partition.topic.id, partition.topic.name.as_str());
+                            }
+                            self.owned.extend(partitions.iter().cloned());
+                        }
+                        Event::Revoked(partitions) => {
+                            self.owned.retain(|partition, _| !partitions.contains(partition))
+                        }
+                        Event::Records(_) => {}
+                    }
+                    return Ok(event);
+                }
+            }
+        }
+    }
+
+    fn pause(&mut self, partitions: &[Partition]) -> Result<(), Error> {
+        self.inner
+            .as_mut()
+            .map_or(Ok(()), |inner| inner.pause(partitions))
+    }
+
+    fn resume(&mut self, partitions: &[Partition]) -> Result<(), Error> {
+        self.inner
+            .as_mut()
+            .map_or(Ok(()), |inner| inner.resume(partitions))
+    }
+
+    async fn commit(&mut self, progress: &Progress) -> Result<(), Error> {
+        let what = format!(
+            "commits {}",
+            told(
+                progress
+                    .iter()
+                    .map(|(partition, end)| format!("{partition}→{end}"))
+            )
+        );
+        let topics = self.topics.clone();
+        let inner = &mut self.inner;
+        let effect = async {
+            match inner {
+                Some(inner) => inner.commit(progress).await,
+                None => Ok(()),
+            }
+        };
+        topics.gate(&what, Fault::TO_A_COMMIT, effect).await
+    }
+
+    async fn close(self: Box<Self>) -> Result<(), Error> {
+        self.inner.map_or_else(|| Ok(()), |_| Ok(()))
+    }
+}
+
+struct GatedCommitter {
+    topics: GatedTopics,
+    inner: Box<dyn Committer>,
+    appender: Box<dyn Appender>,
+    /// Steps that come after the next ones, where order is not kept.
+    held_back: Option<Vec<Step>>,
+}
+
+#[async_trait]
+impl Committer for GatedCommitter {
+    async fn append_and_commit(&mut self, mut steps: Vec<Step>) -> Result<Committed, Error> {
+        let mutation = self.topics.world.mutation;
+        match mutation {
+            Some(Mutation::CommitWindowsOutOfOrder) if self.is_processor() => match self.held_back.take() {
+                None => {
+                    self.held_back = Some(steps);
+                    return Ok(Committed::default());
+                }
+                Some(held_back) => steps.extend(held_back),
+            },
+            Some(Mutation::ScatterJobs) => {
+                for append in steps.iter_mut().flat_map(|step| &mut step.appends) {
+                    let number = append
+                        .value
+                        .as_deref()
+                        .unwrap_or_default()
+                        .iter()
+                        .map(|byte| i32::from(*byte))
+                        .sum::<i32>();
+                    let attempt = self.topics.instance.name.len() as i32
+                        + self.topics.instance.name.bytes().map(i32::from).sum::<i32>();
+                    append.partition = append.partition.map(|_| {
+                        if append.topic.as_str().contains("dead") {
+                            0
+                        } else {
+                            (number + attempt) % 2
+                        }
+                    });
+                }
+            }
+            Some(Mutation::ReverseOutcomes) if self.is_processor() => {
+                for step in &mut steps {
+                    step.appends.reverse();
+                }
+            }
+            _ => {}
+        }
+        let what = told(
+            steps
+                .iter()
+                .map(|step| format!("{}→{} with {}", step.source, step.next_offset, step.appends.len())),
+        );
+        let gate = self.topics.clone();
+        if self.topics.world.transactional && mutation != Some(Mutation::CommitBeforeAppending) {
+            let what = format!("appends and commits {what}");
+            return gate
+                .gate(&what, Fault::TO_A_COMMIT, self.inner.append_and_commit(steps))
+                .await;
+        }
+        let appends: Vec<Append> = steps
+            .iter_mut()
+            .flat_map(|step| std::mem::take(&mut step.appends))
+            .collect();
+        let (what_appended, what_committed) = (format!("appends for {what}"), format!("commits {what}"));
+        if mutation == Some(Mutation::CommitBeforeAppending) {
+            let committed = gate
+                .gate(
+                    &what_committed,
+                    Fault::TO_A_COMMIT,
+                    self.inner.append_and_commit(steps),
+                )
+                .await?;
+            gate.gate(
+                &what_appended,
+                Fault::TO_A_COMMIT,
+                append_all(&*self.appender, appends),
+            )
+            .await?;
+            return Ok(committed);
+        }
+        // A broker takes some of a batch's records and then the connection breaks.
+        let (first, rest) = appends.split_at(appends.len() / 2);
+        gate.gate(
+            &format!("{what_appended}, the first half"),
+            Fault::TO_A_COMMIT,
+            append_all(&*self.appender, first.to_vec()),
+        )
+        .await?;
+        gate.gate(
+            &format!("{what_appended}, the rest"),
+            Fault::TO_A_COMMIT,
+            append_all(&*self.appender, rest.to_vec()),
+        )
+        .await?;
+        gate.gate(
+            &what_committed,
+            Fault::TO_A_COMMIT,
+            self.inner.append_and_commit(steps),
+        )
+        .await
+    }
+}
+
+impl GatedCommitter {
+    fn is_processor(&self) -> bool {
+        self.topics.instance.name.starts_with("processor")
+    }
+}
+
+async fn append_all(appender: &dyn Appender, appends: Vec<Append>) -> Result<(), Error> {
+    appender
+        .append(appends)
+        .await
+        .into_iter()
+        .try_for_each(|appended| appended.map(drop))
+}
+
+struct GatedAppender {
+    topics: GatedTopics,
+    inner: Box<dyn Appender>,
+}
+
+#[async_trait]
+impl Appender for GatedAppender {
+    async fn append(&self, records: Vec<Append>) -> Vec<Result<(Partition, i64), Error>> {
+        if records.is_empty() {
+            return Vec::new();
+        }
+        let (count, what) = (records.len(), format!("appends {} records", records.len()));
+        let appended = async { Ok(self.inner.append(records).await) };
+        let gated = self.topics.gate(&what, Fault::TO_A_COMMIT, appended).await;
+        gated.unwrap_or_else(|_| (0..count).map(|_| Err(broken(&what))).collect())
+    }
+}
+
+fn told(parts: impl Iterator<Item = String>) -> String {
+    parts.collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,333 @@
+//! The gate that every side effect passes, and the story of a run.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    pin::pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use schemas::TopicId;
+use tokio::{sync::Notify, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+use super::{Mutation, Plan};
+
+/// A frozen instance goes on after at most this long, and dies at most this long after.
+pub(super) const FROZEN_FOR_MAX: Duration = Duration::from_secs(90);
+/// What is slow or late comes after at most this long.
+const LATE_BY_MAX_MS: u64 = 60_000;
+/// A run has at most this many faults.
+const FAULTS_MAX: usize = 16;
+/// The chances of a fault at a step, in a thousand: calm schedules reach deep, wild ones reach the odd corners.
+const CHANCES: [u64; 4] = [5, 20, 60, 150];
+
+/// What goes wrong at a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fault {
+    /// It is not done, and the caller is told.
+    Fails,
+    /// It is done, and the caller is told that it failed.
+    AnswerLost,
+    /// The process is killed before it is done,
+    KilledBefore,
+    /// or after,
+    KilledAfter,
+    /// or while it is on its way: it is done later, when the successor is at work.
+    KilledAndDoneLater,
+    /// The process stops, is taken for dead, and goes on with what it was about when its successor is at work.
+    Frozen,
+    /// It takes long.
+    Slow,
+    /// The process is asked to end, and started again.
+    Restarted,
+    /// The store says "already exists" of what it has not, as S3 does where writes meet.
+    Conflict,
+    /// The store is full, or gone, for a while.
+    Outage,
+}
+
+impl Fault {
+    /// What may happen to a read or a start.
+    pub(super) const TO_A_LOOK: &[Self] = &[Self::Fails, Self::KilledBefore, Self::Frozen, Self::Restarted];
+    /// What may happen to a commit or an append.
+    pub(super) const TO_A_COMMIT: &[Self] = &[
+        Self::Fails,
+        Self::AnswerLost,
+        Self::KilledBefore,
+        Self::KilledAfter,
+        Self::Frozen,
+        Self::Slow,
+        Self::Restarted,
+    ];
+    /// What may happen to a write to the store.
+    pub(super) const TO_A_PUT: &[Self] = &[
+        Self::Fails,
+        Self::AnswerLost,
+        Self::KilledBefore,
+        Self::KilledAfter,
+        Self::KilledAndDoneLater,
+        Self::Frozen,
+        Self::Slow,
+        Self::Restarted,
+        Self::Conflict,
+        Self::Outage,
+    ];
+}
+
+/// What is to be done at a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Go {
+    Do,
+    Fail,
+    DoAndFail,
+    DoAndDie,
+    DoLaterAndDie(Duration),
+    Conflict,
+}
+
+/// The rules of a run, and what has happened.
+pub(super) struct World {
+    seed: u64,
+    chance: u64,
+    pub(super) mutation: Option<Mutation>,
+    /// Whether stages append and commit as one; otherwise first the one and then the other.
+    pub(super) transactional: bool,
+    spared: BTreeSet<u64>,
+    began: Instant,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    steps: u64,
+    quiet: bool,
+    ended: bool,
+    trace: Vec<String>,
+    faults: Vec<(u64, Fault)>,
+    violations: Vec<String>,
+    outage_until: Option<Instant>,
+    /// Topics have random ids; in the story they go by their names.
+    names: BTreeMap<String, String>,
+}
+
+impl World {
+    pub(super) fn new(plan: &Plan) -> Self {
+        let mut random = fastrand::Rng::with_seed(plan.seed);
+        Self {
+            seed: plan.seed,
+            chance: CHANCES[random.usize(0..CHANCES.len())],
+            mutation: plan.mutation,
+            transactional: random.bool(),
+            spared: plan.spared.iter().copied().collect(),
+            began: Instant::now(),
+            state: Mutex::default(),
+        }
+    }
+
+    /// A choice that is the same in every run of this seed.
+    pub(super) fn random(&self, about: &str) -> fastrand::Rng {
+        let about = about.bytes().fold(self.seed, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+        fastrand::Rng::with_seed(about)
+    }
+
+    /// One side effect of `instance`, about to happen: waits while it is frozen, for ever if it is dead, and says what is
+    /// to be done. `possible` are the faults that this kind of side effect knows.
+    pub(super) async fn step(&self, instance: &Instance, what: &str, possible: &[Fault]) -> Go {
+        instance.pass().await;
+        let (number, fault) = self.note(instance, what, possible);
+        let mut random = fastrand::Rng::with_seed(self.seed.rotate_left(17) ^ number);
+        let by = Duration::from_millis(random.u64(1..LATE_BY_MAX_MS));
+        match fault {
+            None => Go::Do,
+            Some(Fault::Fails) => Go::Fail,
+            Some(Fault::AnswerLost) => Go::DoAndFail,
+            Some(Fault::KilledBefore) => instance.die().await,
+            Some(Fault::KilledAfter) => Go::DoAndDie,
+            Some(Fault::KilledAndDoneLater) => Go::DoLaterAndDie(by),
+            Some(Fault::Frozen) => {
+                instance.freeze();
+                instance.pass().await;
+                self.tell(instance, &format!("goes on with: {what}"));
+                Go::Do
+            }
+            Some(Fault::Slow) => {
+                tokio::time::sleep(by).await;
+                instance.pass().await;
+                self.tell(instance, &format!("slowly: {what}"));
+                Go::Do
+            }
+            Some(Fault::Restarted) => {
+                instance.shutdown.cancel();
+                Go::Do
+            }
+            Some(Fault::Conflict) => Go::Conflict,
+            Some(Fault::Outage) => {
+                self.state().outage_until = Some(Instant::now() + by);
+                Go::Fail
+            }
+        }
+    }
+
+    fn note(&self, instance: &Instance, what: &str, possible: &[Fault]) -> (u64, Option<Fault>) {
+        let mut state = self.state();
+        state.steps += 1;
+        let number = state.steps;
+        let mut random = fastrand::Rng::with_seed(self.seed ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let may = !state.quiet && state.faults.len() < FAULTS_MAX && !self.spared.contains(&number);
+        let fault =
+            (may && random.u64(0..1_000) < self.chance).then(|| possible[random.usize(0..possible.len())]);
+        let mut line = self.line(&state, number, instance, what);
+        if let Some(fault) = fault {
+            state.faults.push((number, fault));
+            line.push_str(&format!("   ✗ {fault:?}"));
+        }
+        state.trace.push(line);
+        (number, fault)
+    }
+
+    fn line(&self, state: &State, number: u64, instance: &Instance, what: &str) -> String {
+        let mut line = format!(
+            "{number:>5} {:>9.3} s  {:<14} {what}",
+            self.began.elapsed().as_secs_f64(),
+            instance.name
+        );
+        for (id, name) in &state.names {
+            if line.contains(id.as_str()) {
+                line = line.replace(id.as_str(), name);
+            }
+        }
+        line
+    }
+
+    /// Adds to the story what is no step.
+    pub(super) fn tell(&self, instance: &Instance, what: &str) {
+        let mut state = self.state();
+        let line = self.line(&state, state.steps, instance, what);
+        state.trace.push(line);
+    }
+
+    pub(super) fn name(&self, id: TopicId, name: &str) {
+        self.state()
+            .names
+            .entry(id.to_string())
+            .or_insert_with(|| name.to_owned());
+    }
+
+    pub(super) fn outage(&self) -> bool {
+        let state = self.state();
+        !state.quiet && state.outage_until.is_some_and(|until| Instant::now() < until)
+    }
+
+    pub(super) fn violated(&self, what: String) {
+        self.state().violations.push(what);
+    }
+
+    /// From now on nothing goes wrong.
+    pub(super) fn quieten(&self) {
+        self.state().quiet = true;
+    }
+
+    /// The run is over: what services still do is none of it.
+    pub(super) fn end(&self) {
+        self.state().ended = true;
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        self.state().ended
+    }
+
+    pub(super) fn take_violations(&self) -> Vec<String> {
+        std::mem::take(&mut self.state().violations)
+    }
+
+    pub(super) fn take_story(&self) -> (Vec<String>, Vec<(u64, Fault)>) {
+        let mut state = self.state();
+        (
+            std::mem::take(&mut state.trace),
+            std::mem::take(&mut state.faults),
+        )
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One start of a service: a process.
+pub(super) struct Instance {
+    pub(super) name: String,
+    pub(super) shutdown: CancellationToken,
+    life: Mutex<Life>,
+    changed: Notify,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Life {
+    Runs,
+    /// Stopped, and taken for dead.
+    Frozen,
+    /// Goes on, though taken for dead.
+    Zombie,
+    Dead,
+}
+
+impl fmt::Debug for Instance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)
+    }
+}
+
+impl Instance {
+    pub(super) fn new(name: String) -> Arc<Self> {
+        Arc::new(Self {
+            name,
+            shutdown: CancellationToken::new(),
+            life: Mutex::new(Life::Runs),
+            changed: Notify::new(),
+        })
+    }
+
+    pub(super) fn life(&self) -> Life {
+        *self.life.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits while it is frozen, and for ever if it is dead.
+    pub(super) async fn pass(&self) {
+        self.until(|life| matches!(life, Life::Runs | Life::Zombie)).await;
+    }
+
+    /// Waits until its life is one of those that `wanted` says.
+    pub(super) async fn until(&self, wanted: impl Fn(Life) -> bool) {
+        loop {
+            let mut changed = pin!(self.changed.notified());
+            // From here on no change is missed.
+            changed.as_mut().enable();
+            if wanted(self.life()) {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    pub(super) fn become_(&self, life: Life) {
+        *self.life.lock().unwrap_or_else(PoisonError::into_inner) = life;
+        self.changed.notify_waiters();
+    }
+
+    /// Freezes it, unless it was taken for dead before.
+    fn freeze(&self) {
+        if self.life() == Life::Runs {
+            self.become_(Life::Frozen);
+        }
+    }
+
+    /// Kills it, from within: whoever calls does not go on.
+    pub(super) async fn die<T>(&self) -> T {
+        self.become_(Life::Dead);
+        std::future::pending().await
+    }
+}
