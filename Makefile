@@ -6,7 +6,7 @@ MODEL := .cache/models/all-MiniLM-L6-v2
 # The demo needs no Kafka client, no cloud and no hub: leaving them out saves minutes of its first build.
 LEAN := --no-default-features
 
-.PHONY: demo test simulate weights build stories conformance lint arrows docs bench clean
+.PHONY: demo test simulate weights build stories conformance chaos lint arrows docs bench clean
 
 demo: weights ## Run three tenants' jobs through the whole pipeline
 	cargo build $(CARGO_PROFILE) -p tributary $(LEAN)
@@ -37,6 +37,17 @@ stories: weights ## Run the stories on a real Apache Kafka and a real S3 server
 conformance: ## Hold Kafka topics to the conformance suite
 	tests/kafka/fetch
 	cargo test $(CARGO_PROFILE) -p stories --features kafka --test kafka_conformance
+
+KILLS := 200
+BROKER_KILLS := 20
+JOBS := 200000
+CHAOS :=
+chaos: ## Kill services, broker and store while jobs come in; CHAOS="--delivery idempotent --rival-sinks" for more
+	tests/kafka/fetch
+	tests/s3/fetch
+	tests/readers/fetch
+	cargo build $(CARGO_PROFILE) -p tributary
+	cargo run $(CARGO_PROFILE) -p stories --bin chaos -- --kills $(KILLS) --broker-kills $(BROKER_KILLS) --jobs $(JOBS) $(CHAOS)
 
 lint: ## Formatting and lints
 	cargo fmt --all --check

@@ -89,6 +89,13 @@ impl KafkaServer {
         }
     }
 
+    /// Sends the broker a signal.
+    pub fn signal(&self, signal: &str) {
+        if let Some(running) = &self.running {
+            running.signal(signal);
+        }
+    }
+
     /// Starts the broker again over its data, on the same ports, and waits until it answers.
     ///
     /// # Panics

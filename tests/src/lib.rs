@@ -2,6 +2,7 @@
 //! the test; the simulator; and what must hold of every lake.
 
 mod child;
+pub mod cluster;
 pub mod invariants;
 mod kafka;
 mod s3;

@@ -51,6 +51,7 @@ pub(crate) struct TopicsSection {
     pub(crate) jobs_partitions: u32,
     pub(crate) prefix: String,
     pub(crate) delivery: Delivery,
+    #[serde(deserialize_with = "text_or_number")]
     pub(crate) instance: String,
     pub(crate) replication_factor: u16,
     pub(crate) kafka: Properties,
@@ -68,6 +69,17 @@ pub(crate) enum TopicsKind {
 pub(crate) enum Delivery {
     Transactional,
     Idempotent,
+}
+
+/// The flag and the environment give a number where a name looks like one, such as the ordinal of a pod.
+fn text_or_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    match serde_json::Value::deserialize(deserializer)? {
+        serde_json::Value::String(text) => Ok(text),
+        serde_json::Value::Number(number) => Ok(number.to_string()),
+        other => Err(serde::de::Error::custom(format!(
+            "expected a name, found {other}"
+        ))),
+    }
 }
 
 /// Settings of librdkafka by their dotted names. A TOML key without quotes (`bootstrap.servers = …`) makes tables, and an
@@ -146,7 +158,7 @@ pub(crate) struct ProcessorSection {
     pub(crate) pool: Pool,
     pub(crate) device: processor::model::DeviceChoice,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) device_threads: Option<NonZeroUsize>,
+    pub(crate) device_cores: Option<NonZeroUsize>,
     pub(crate) window_ms: u64,
     pub(crate) window_jobs_max: usize,
     pub(crate) window_bytes_max: usize,
@@ -350,7 +362,7 @@ impl ProcessorSection {
         processor::Config {
             group: self.group.clone(),
             pool: self.pool.clone(),
-            device_threads: self.device_threads,
+            device_cores: self.device_cores,
             window_ms: self.window_ms,
             window_jobs_max: self.window_jobs_max,
             window_bytes_max: self.window_bytes_max,
@@ -457,6 +469,14 @@ mod tests {
 
     fn complaint(file: &str) -> String {
         format!("{:#}", load(file, &[]).unwrap_err())
+    }
+
+    #[test]
+    fn an_instance_may_be_named_by_a_number() {
+        let config = load("", &["topics.instance=3"]).unwrap();
+        assert_eq!(config.topics.instance, "3");
+        let error = load("", &["topics.instance=true"]).unwrap_err();
+        assert!(format!("{error:#}").contains("topics.instance"), "{error:#}");
     }
 
     #[test]
