@@ -1,7 +1,5 @@
 //! The main story: jobs from any Kafka client, three services in processes of their own, rows in S3 that any engine reads.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use std::{fs::File, process::Command};
 
 use serde_json::Value;
