@@ -46,6 +46,32 @@ fn ten_thousand_jobs_of_five_tenants_each_end_once_and_every_engine_reads_them()
     let measured_ns = cluster.metric(("processor", 0), "tributary_processor_device_time_ns_total");
     cluster.end();
 
+    let letters = |arguments: &[&str]| {
+        cluster
+            .tributary(&[&["dead-letters"], arguments].concat())
+            .output()
+            .unwrap()
+    };
+    let listed = text(&letters(&["list"]).stdout);
+    assert!(
+        listed.contains(&format!(
+            "{dead_letters} dead letters, {dead_letters} not replayed"
+        )),
+        "{listed}"
+    );
+    let replayed = letters(&["replay", "0"]);
+    assert!(
+        text(&replayed.stdout).starts_with("1 put back"),
+        "{}",
+        text(&replayed.stderr)
+    );
+    let again = letters(&["replay", "0"]);
+    assert!(
+        text(&again.stderr).contains("was replayed before"),
+        "{}",
+        text(&again.stderr)
+    );
+
     let verified = cluster.verify(&["--data"]);
     assert!(verified.status.success(), "{}", text(&verified.stdout));
     let seen = cluster.read_lake();

@@ -4,6 +4,16 @@ use schemas::TopicName;
 
 use crate::{Append, Header, Partition, Record};
 
+const TOPIC: &str = "__connect.errors.topic";
+const PARTITION: &str = "__connect.errors.partition";
+const OFFSET: &str = "__connect.errors.offset";
+const STAGE: &str = "__connect.errors.stage";
+const REASON: &str = "__connect.errors.exception.message";
+const TOPIC_ID: &str = "tributary.errors.topic.id";
+const TIMESTAMP_MS: &str = "tributary.errors.timestamp.ms";
+/// On a record of its own: which dead letter was put back to where it came from.
+const REPLAYED: &str = "tributary.replayed.offset";
+
 /// The dead letter, written to `topic` at `now_ms`, for `record`, which stood in `source` and cannot be decoded because of
 /// `reason`.
 pub fn dead_letter(
@@ -15,13 +25,13 @@ pub fn dead_letter(
 ) -> Append {
     let mut headers = record.headers.clone();
     headers.extend([
-        Header::text("__connect.errors.topic", source.topic.name.as_str()),
-        Header::text("__connect.errors.partition", &source.index.to_string()),
-        Header::text("__connect.errors.offset", &record.offset.to_string()),
-        Header::text("__connect.errors.stage", "VALUE_CONVERTER"),
-        Header::text("__connect.errors.exception.message", reason),
-        Header::text("tributary.errors.topic.id", &source.topic.id.to_string()),
-        Header::text("tributary.errors.timestamp.ms", &record.timestamp_ms.to_string()),
+        Header::text(TOPIC, source.topic.name.as_str()),
+        Header::text(PARTITION, &source.index.to_string()),
+        Header::text(OFFSET, &record.offset.to_string()),
+        Header::text(STAGE, "VALUE_CONVERTER"),
+        Header::text(REASON, reason),
+        Header::text(TOPIC_ID, &source.topic.id.to_string()),
+        Header::text(TIMESTAMP_MS, &record.timestamp_ms.to_string()),
     ]);
     Append {
         topic,
@@ -30,5 +40,167 @@ pub fn dead_letter(
         key: record.key.clone(),
         value: record.value.clone(),
         headers,
+    }
+}
+
+/// What stands on the topic of dead letters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Letter {
+    /// A record that nobody could decode.
+    Dead(DeadLetter),
+    /// The dead letter at this offset was put back to where it came from.
+    Replayed(i64),
+}
+
+/// A record that nobody could decode, and where it stood.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeadLetter {
+    /// The topic that it stood on,
+    pub topic: TopicName,
+    /// its partition,
+    pub partition: i32,
+    /// and its offset there.
+    pub offset: i64,
+    /// Why it could not be decoded.
+    pub reason: String,
+    /// The record as it was: key, value, headers and time. Its offset is that of the dead letter.
+    pub record: Record,
+}
+
+impl Letter {
+    /// What `record`, of the topic of dead letters, is; none where it is neither.
+    pub fn read(record: &Record) -> Option<Self> {
+        if let Some(offset) = record.header(REPLAYED) {
+            return Some(Self::Replayed(offset.parse().ok()?));
+        }
+        let mut original = record.clone();
+        original.timestamp_ms = record.header(TIMESTAMP_MS)?.parse().ok()?;
+        // A letter that died twice has both times' headers: the last ones are of this time.
+        let of_original = record.headers.iter().rposition(|header| header.name == TOPIC)?;
+        original.headers.truncate(of_original);
+        let last = |name: &str| {
+            let header = record.headers[of_original..]
+                .iter()
+                .find(|header| header.name == name)?;
+            std::str::from_utf8(header.value.as_deref()?).ok()
+        };
+        Some(Self::Dead(DeadLetter {
+            topic: TopicName::new(last(TOPIC)?).ok()?,
+            partition: last(PARTITION)?.parse().ok()?,
+            offset: last(OFFSET)?.parse().ok()?,
+            reason: last(REASON)?.to_owned(),
+            record: original,
+        }))
+    }
+}
+
+impl DeadLetter {
+    /// What puts it back to where it came from, as a new record written at `now_ms`, and what says so on `letters`, the
+    /// topic of dead letters: to be appended as one.
+    pub fn replay(&self, letters: TopicName, now_ms: i64) -> [Append; 2] {
+        let again = Append {
+            topic: self.topic.clone(),
+            partition: None,
+            timestamp_ms: now_ms,
+            key: self.record.key.clone(),
+            value: self.record.value.clone(),
+            headers: self.record.headers.clone(),
+        };
+        let replayed = Append {
+            topic: letters,
+            partition: Some(0),
+            timestamp_ms: now_ms,
+            key: None,
+            value: None,
+            headers: vec![Header::text(REPLAYED, &self.record.offset.to_string())],
+        };
+        [again, replayed]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use schemas::TopicId;
+
+    use super::*;
+    use crate::TopicRef;
+
+    fn stood(record: Append, offset: i64) -> Record {
+        let Append {
+            timestamp_ms,
+            key,
+            value,
+            headers,
+            ..
+        } = record;
+        Record {
+            offset,
+            timestamp_ms,
+            key,
+            value,
+            headers,
+        }
+    }
+
+    #[test]
+    fn a_dead_letter_keeps_the_record_untouched_however_often_it_dies() {
+        let topic = TopicRef {
+            name: TopicName::new("jobs.acme").unwrap(),
+            id: TopicId::from_bytes([1; 16]),
+        };
+        let source = Partition {
+            topic: Arc::new(topic),
+            index: 3,
+        };
+        let letters = TopicName::new("dead-letters").unwrap();
+        let record = Record {
+            offset: 41,
+            timestamp_ms: 5,
+            key: Some("key".into()),
+            value: Some(vec![0xff, 0x00].into()),
+            headers: vec![Header::text("traceparent", "t"), Header::text("traceparent", "u")],
+        };
+        let dead = stood(dead_letter(&source, &record, "no JSON", letters.clone(), 9), 7);
+        let Some(Letter::Dead(letter)) = Letter::read(&dead) else {
+            panic!("{dead:?}")
+        };
+        assert_eq!(
+            (letter.topic.as_str(), letter.partition, letter.offset),
+            ("jobs.acme", 3, 41)
+        );
+        assert_eq!(letter.reason, "no JSON");
+        assert_eq!(
+            letter.record,
+            Record {
+                offset: 7,
+                ..record.clone()
+            }
+        );
+
+        let [again, replayed] = letter.replay(letters.clone(), 11);
+        assert_eq!(Letter::read(&stood(replayed, 8)), Some(Letter::Replayed(7)));
+        let twice = stood(
+            dead_letter(&source, &stood(again, 42), "still no JSON", letters, 12),
+            9,
+        );
+        let Some(Letter::Dead(letter)) = Letter::read(&twice) else {
+            panic!("{twice:?}")
+        };
+        assert_eq!((letter.offset, letter.reason.as_str()), (42, "still no JSON"));
+        assert_eq!(letter.record.headers, record.headers);
+    }
+
+    #[test]
+    fn what_is_no_dead_letter_is_told() {
+        let record = Record {
+            offset: 0,
+            timestamp_ms: 0,
+            key: None,
+            value: Some("x".into()),
+            headers: Vec::new(),
+        };
+        assert_eq!(Letter::read(&record), None);
     }
 }

@@ -42,6 +42,9 @@ pub(crate) enum Command {
     ///
     /// Exits with 1 where an offence was found, and names it.
     Verify(VerifyArgs),
+    /// List, show or replay the records that could not be decoded
+    #[command(subcommand)]
+    DeadLetters(DeadLettersCommand),
     /// Print the configuration in force, secrets hidden
     Config,
     /// Ask a running service for its health; exits with 1 unless it is well
@@ -81,6 +84,36 @@ pub(crate) struct VerifyArgs {
     /// Read the rows too, not only the files' footers: duplicates, the join of results and costs, sums of device time
     #[arg(long)]
     pub(crate) data: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DeadLettersCommand {
+    /// List them: offset, where each stood, and why it could not be decoded
+    List {
+        /// One JSON object a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show one: its coordinates, headers and bytes
+    Show {
+        /// Its offset, as `list` prints it
+        offset: i64,
+        /// Write its value to standard output as it is, and nothing else
+        #[arg(long)]
+        raw: bool,
+    },
+    /// Put some back to the topic of jobs that they came from, each at most once
+    ///
+    /// That and the note that it was done are one commit, so that a command that is given twice, or killed in the middle,
+    /// does nothing twice. Useful after an upgrade that reads what an older one could not.
+    Replay {
+        /// Their offsets, as `list` prints them
+        #[arg(required_unless_present = "all")]
+        offsets: Vec<i64>,
+        /// All that were not replayed yet
+        #[arg(long, conflicts_with = "offsets")]
+        all: bool,
+    },
 }
 
 #[derive(Debug, Args)]

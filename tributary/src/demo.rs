@@ -22,6 +22,8 @@ const JOBS: &[u8] = include_bytes!("../demo/jobs.jsonl");
 /// A file is written when its first row has waited this long: little, since the demo waits for the last file.
 const FLUSH_INTERVAL_MS: u64 = 3_000;
 
+const TOPICS_FILE: &str = "_topics.redb";
+
 /// Runs the demo.
 pub(crate) async fn run(mut config: Config, args: DemoArgs) -> anyhow::Result<()> {
     let jobs = match &args.jobs {
@@ -36,7 +38,7 @@ pub(crate) async fn run(mut config: Config, args: DemoArgs) -> anyhow::Result<()
         .canonicalize()
         .with_context(|| format!("lake `{}`", args.lake.display()))?;
     config.topics.kind = TopicsKind::Local;
-    config.topics.path = lake.join("_topics.redb");
+    config.topics.path = lake.join(TOPICS_FILE);
     config.sink.url = lake
         .to_str()
         .context("the lake's path is not valid UTF-8")?
@@ -76,8 +78,8 @@ pub(crate) async fn run(mut config: Config, args: DemoArgs) -> anyhow::Result<()
     let summary = sink::summary(&config.sink.url, &config.sink.options, began_at_ms).await?;
     print(&summary.to_string())?;
     print(&format!(
-        "{dead_letters} lines were no jobs at all, and are kept on the topic `{}`.",
-        policies.topics.dead_letters()
+        "{dead_letters} lines were no jobs at all, and are kept as dead letters:\n\n  tributary dead-letters list --set topics.path={}\n",
+        args.lake.join(TOPICS_FILE).display()
     ))?;
     print(&queries(&args.lake))
 }

@@ -2,6 +2,7 @@
 
 mod cli;
 mod config;
+mod dead_letters;
 mod demo;
 mod health;
 mod http;
@@ -53,6 +54,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::Sink => pipeline::serve(config, &[Stage::Sink]).await,
             Command::Submit(args) => submit::run(&config, args).await,
             Command::Verify(args) => return verify::run(&config, &args).await,
+            Command::DeadLetters(command) => dead_letters::run(&config, &command).await,
             Command::Config => cli::print(&config.to_toml()?),
             Command::Health(args) => health::ask(&args.url),
             Command::Completions { shell } => {

@@ -101,6 +101,58 @@ fn a_users_own_jobs_run_whatever_is_among_them() {
 }
 
 #[test]
+fn dead_letters_are_listed_shown_as_they_were_and_replayed_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let (jobs, lake) = (folder.path().join("jobs.jsonl"), folder.path().join("lake"));
+    let run = || demo(&lake, &["--jobs", jobs.to_str().unwrap()]);
+    std::fs::write(&jobs, b"{oops \xff}\n").unwrap();
+    assert!(run().status.success());
+    let topics = format!("topics.path={}", lake.join("_topics.redb").display());
+    let letters = |arguments: &[&str]| tributary(&[&["dead-letters", "--set", &topics], arguments].concat());
+
+    let listed = stdout(&letters(&["list"]));
+    assert!(
+        listed.contains("1 dead letters, 1 not replayed") && listed.contains("jobs["),
+        "{listed}"
+    );
+    assert!(stdout(&letters(&["show", "0"])).contains("8 bytes"));
+    assert_eq!(letters(&["show", "0", "--raw"]).stdout, b"{oops \xff}");
+    let unknown = letters(&["show", "9"]);
+    assert!(
+        stderr(&unknown).contains("there is no dead letter 9"),
+        "{}",
+        stderr(&unknown)
+    );
+
+    let replayed = letters(&["replay", "0", "0"]);
+    assert!(
+        stdout(&replayed).starts_with("1 put back"),
+        "{}",
+        stderr(&replayed)
+    );
+    let again = letters(&["replay", "0"]);
+    assert!(
+        !again.status.success() && stderr(&again).contains("was replayed before"),
+        "{}",
+        stderr(&again)
+    );
+    assert!(stdout(&letters(&["replay", "--all"])).starts_with("0 put back"));
+
+    write_jobs(&jobs, 1);
+    assert!(run().status.success());
+    let listed = stdout(&letters(&["list", "--json"]));
+    let states: Vec<bool> = listed
+        .lines()
+        .map(|line| {
+            serde_json::from_str::<serde_json::Value>(line).unwrap()["replayed"]
+                .as_bool()
+                .unwrap()
+        })
+        .collect();
+    assert_eq!(states, [true, false], "it came again, and is no better: {listed}");
+}
+
+#[test]
 fn verify_names_what_was_tampered_with() {
     let folder = tempfile::tempdir().unwrap();
     assert!(demo(folder.path(), &[]).status.success());

@@ -109,7 +109,7 @@ fn main() {
         || producer.produced() < options.jobs
     {
         thread::sleep(Duration::from_millis(random.u64(200..2_000)));
-        let blow = next(&mut random, &options);
+        let blow = next(&mut random, &options, &blows);
         let instance = instances[random.usize(0..instances.len())];
         let more = of(instance, &settings);
         match blow {
@@ -187,18 +187,18 @@ fn main() {
     );
 }
 
-/// Mostly kills of services, and the broker as often as asked for.
-fn next(random: &mut fastrand::Rng, options: &Options) -> Blow {
-    let all = options.kills + options.broker_kills;
-    match random.u64(0..all.max(1) * 10) {
-        turn if turn < options.broker_kills * 11 => Blow::KillBroker,
-        turn => match turn % 20 {
-            0 => Blow::FreezeService,
-            1 => Blow::RestartService,
-            2 => Blow::StopBroker,
-            3 => Blow::KillStore,
-            _ => Blow::KillService,
-        },
+/// The broker in step with the services, and now and then something else.
+fn next(random: &mut fastrand::Rng, options: &Options, blows: &BTreeMap<Blow, u64>) -> Blow {
+    let struck = |blow| blows.get(&blow).copied().unwrap_or_default();
+    if struck(Blow::KillBroker) * options.kills < struck(Blow::KillService) * options.broker_kills {
+        return Blow::KillBroker;
+    }
+    match random.u8(0..100) {
+        0..3 => Blow::FreezeService,
+        3..7 => Blow::RestartService,
+        7..10 => Blow::StopBroker,
+        10..14 => Blow::KillStore,
+        _ => Blow::KillService,
     }
 }
 
