@@ -6,7 +6,7 @@ MODEL := .cache/models/all-MiniLM-L6-v2
 # The demo needs no Kafka client, no cloud and no hub: leaving them out saves minutes of its first build.
 LEAN := --no-default-features
 
-.PHONY: demo test simulate weights build stories conformance chaos lint arrows docs bench clean
+.PHONY: demo test simulate fuzz weights build stories conformance chaos lint arrows docs bench clean
 
 demo: weights ## Run three tenants' jobs through the whole pipeline
 	cargo build $(CARGO_PROFILE) -p tributary $(LEAN)
@@ -37,6 +37,10 @@ stories: weights ## Run the stories on a real Apache Kafka and a real S3 server
 conformance: ## Hold Kafka topics to the conformance suite
 	tests/kafka/fetch
 	cargo test $(CARGO_PROFILE) -p stories --features kafka --test kafka_conformance
+
+FUZZ_SECONDS := 60
+fuzz: ## Feed arbitrary bytes to everything that decodes, FUZZ_SECONDS each
+	fuzz/run $(FUZZ_SECONDS)
 
 KILLS := 200
 BROKER_KILLS := 20

@@ -10,7 +10,7 @@ import report
 from broker import Broker
 from places import CACHE, MODEL, ROOT, WORK
 from report import median, table
-from runs import run_bare, run_embedded, run_reference, run_script, run_services
+from runs import run_bare, run_embedded, run_recovery, run_reference, run_script, run_services
 
 JOBS_PARTITIONS = 4
 
@@ -21,7 +21,7 @@ def main():
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
     if not args.no_build:
         build()
-    if args.bench != "passthrough" and args.bench != "memory":
+    if args.bench in ("embedded", "kafka-model", "all"):
         subprocess.run([sys.executable, ROOT / "models/fetch"], check=True)
     about = report.machine()
     print("\n".join(f"- {what}: {value}" for what, value in about.items()), flush=True)
@@ -163,11 +163,41 @@ def memory(args):
     report.finish("memory", {"jobs": count, **run}, text + table(["", "most resident, MiB"], rows))
 
 
+def guarantee(args):
+    """What transactions cost: the same pipeline with them and without, where a repetition is left to the sink to drop."""
+    rounds, count = (3, 200_000) if args.quick else (5, 400_000)
+    speeds = {"transactional": [], "idempotent": []}
+    settings = ["sink.flush_interval_ms=1000", *args.set]
+    with Broker() as broker:
+        jobs.produce(broker, "jobs", JOBS_PARTITIONS, jobs.short_texts(), count)
+        warm(broker, count, settings)
+        for number in range(rounds):
+            for delivery, runs in speeds.items():
+                how = [*settings, f"topics.delivery={delivery}"]
+                runs.append(run_services(broker, f"{delivery}{number}", "passthrough:384", count, how))
+            print(f"round {number + 1}: " + ", ".join(f"{name} {runs[-1]['jobs_per_s']:.0f} jobs/s" for name, runs in speeds.items()), flush=True)
+    ratio = median(one["jobs_per_s"] / other["jobs_per_s"] for one, other in zip(*speeds.values()))
+    rows = [[name, *per_s(runs, "jobs_per_s"), shown] for (name, runs), shown in zip(speeds.items(), [f"{ratio:.2f}", "1"])]
+    text = f"{count} jobs, medians of {rounds} pairs\n\n"
+    report.finish("guarantee", {"jobs": count, **speeds}, text + table(["topics.delivery", "jobs/s", "of idempotent"], rows))
+
+
+def recovery(args):
+    """How long after kill -9 the first new outcome comes, where the service is started again at once."""
+    rounds = 3 if args.quick else 5
+    with Broker() as broker:
+        broker.create("jobs", JOBS_PARTITIONS)
+        took = run_recovery(broker, rounds, args.set)
+    rows = [[stage, f"{median(seconds):.1f}", f"{max(seconds):.1f}"] for stage, seconds in took.items()]
+    text = f"medians of {rounds} kills each, one instance of each service\n\n"
+    report.finish("recovery", took, text + table(["kill -9 of", "seconds to the first new outcome", "at most"], rows))
+
+
 def mib(size_bytes):
     return f"{size_bytes / 2**20:.0f}"
 
 
-BENCHES = {"embedded": embedded, "kafka-model": kafka_model, "passthrough": passthrough, "memory": memory}
+BENCHES = {"embedded": embedded, "kafka-model": kafka_model, "passthrough": passthrough, "memory": memory, "guarantee": guarantee, "recovery": recovery}
 
 if __name__ == "__main__":
     CACHE.mkdir(parents=True, exist_ok=True)

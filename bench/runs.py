@@ -4,12 +4,13 @@ import contextlib
 import json
 import resource
 import shutil
+import subprocess
 import sys
 import time
 
 import lake
 from places import MODEL, ROOT, TARGET, WORK, Process
-from services import Setup
+from services import TENANTS, Setup
 
 BATCH_TOKENS = 2_048
 STAGES = ("ingest", "processor", "sink")
@@ -79,6 +80,34 @@ def run_services(broker, name, model, count, settings, sample=False):
             "resident_peak_bytes": {stage: processes[stage].memory_bytes()[1] for stage in STAGES},
             "resident_bytes": samples,
         }
+
+
+def run_recovery(broker, rounds, settings):
+    """Kills each service in turn while jobs come in. Seconds from the kill until the service, started again at once, has
+    done its part for a job, by stage."""
+    progress = {"ingest": "tributary_ingest_decided_total", "processor": "tributary_processor_outcomes_total", "sink": ROWS}
+    setup = Setup("recovery", "passthrough:384", brokers=broker.address, settings=["sink.flush_interval_ms=1000", *settings])
+    took = {stage: [] for stage in STAGES}
+    with contextlib.ExitStack() as stack:
+        stack.callback(setup.remove)
+        services = {stage: setup.start(stage) for stage in STAGES}
+        stack.callback(lambda: [service.end() for service in services.values()])
+        producing = [sys.executable, ROOT / "tests/readers/keep_producing.py", broker.address, "jobs", ",".join(TENANTS), "200"]
+        producer = subprocess.Popen(producing, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+        stack.callback(producer.communicate)
+
+        def works(stage):
+            services[stage].wait_for(lambda: services[stage].metric(progress[stage]) > 0, f"{stage} works", every_s=0.02)
+
+        for _ in range(rounds):
+            for stage in STAGES:
+                works(stage)
+                services[stage].popen.kill()
+                killed = time.time()
+                services[stage] = setup.start(stage)
+                works(stage)
+                took[stage].append(time.time() - killed)
+    return took
 
 
 def measured(setup, count, seconds):

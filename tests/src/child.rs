@@ -22,7 +22,7 @@ const GUARD: &str = r#"
 trap '' INT TERM HUP
 echo $! >"$PID.new"; mv "$PID.new" "$PID"
 cat >/dev/null
-kill -9 $!
+kill -9 $! 2>/dev/null
 "#;
 
 /// How to start a server.

@@ -1,0 +1,52 @@
+//! What the fuzz targets share: policies, a place to stand, and the promise that what was encoded reads back.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use bytes::Bytes;
+use ingest::{Decision, Received, decide};
+use schemas::{ModelName, ModelTerms, Policies, Pool, Task, Tenant, TenantPolicy, TopicId, TopicName, TopicNames};
+use topics::{Header, Partition, Record, TopicRef};
+
+/// One tenant, one model.
+pub fn policies() -> Policies {
+    let tenant = TenantPolicy { pool: Pool::default(), partitions: 4, models: None };
+    let terms = ModelTerms { task: Task::Embed, price_per_device_second: rust_decimal::Decimal::ONE };
+    Policies {
+        topics: names(),
+        tenants: BTreeMap::from([(Tenant::new("acme").unwrap(), tenant)]),
+        models: BTreeMap::from([(ModelName::new("minilm").unwrap(), terms)]),
+        input_bytes_max: 10_000,
+        currency: "USD".to_owned(),
+    }
+}
+
+/// The names of all topics.
+pub fn names() -> TopicNames {
+    TopicNames::new(&TopicName::new("jobs").unwrap(), "tributary.").unwrap()
+}
+
+/// A record with this value and these headers.
+pub fn record(value: &[u8], headers: Vec<Header>) -> Record {
+    Record { offset: 1, timestamp_ms: 1, key: None, value: Some(Bytes::copy_from_slice(value)), headers }
+}
+
+/// Decides on `record` as of each door, and holds what comes of it to its encoding.
+pub fn decide_on(record: &Record) {
+    let policies = policies();
+    for topic in [policies.topics.jobs(), policies.topics.jobs_of(&Tenant::new("acme").unwrap())] {
+        let topic = TopicRef { name: topic, id: TopicId::from_bytes([1; 16]) };
+        let source = Partition { topic: Arc::new(topic), index: 0 };
+        match decide(Received { source: &source, record }, &policies, 1_790_000_000_000) {
+            Decision::Admit(job) => reads_back(&job),
+            Decision::Reject(outcome) => reads_back(&outcome),
+            Decision::DeadLetter(reason) => assert!(!reason.is_empty()),
+        }
+    }
+}
+
+/// What is encoded decodes, to what encodes to the same bytes.
+pub fn reads_back<R: schemas::Record>(value: &R) {
+    let bytes = value.encode();
+    let again = R::decode(&bytes).unwrap_or_else(|error| panic!("what we wrote we cannot read: {error}"));
+    assert_eq!(again.encode(), bytes);
+}
