@@ -173,13 +173,13 @@ def guarantee(args):
         warm(broker, count, settings)
         for number in range(rounds):
             for delivery, runs in speeds.items():
-                how = [*settings, f"topics.delivery={delivery}"]
+                how = [*settings, f"processor.delivery={delivery}"]
                 runs.append(run_services(broker, f"{delivery}{number}", "passthrough:384", count, how))
             print(f"round {number + 1}: " + ", ".join(f"{name} {runs[-1]['jobs_per_s']:.0f} jobs/s" for name, runs in speeds.items()), flush=True)
     ratio = median(one["jobs_per_s"] / other["jobs_per_s"] for one, other in zip(*speeds.values()))
     rows = [[name, *per_s(runs, "jobs_per_s"), shown] for (name, runs), shown in zip(speeds.items(), [f"{ratio:.2f}", "1"])]
     text = f"{count} jobs, medians of {rounds} pairs\n\n"
-    report.finish("guarantee", {"jobs": count, **speeds}, text + table(["topics.delivery", "jobs/s", "of idempotent"], rows))
+    report.finish("guarantee", {"jobs": count, **speeds}, text + table(["processor.delivery", "jobs/s", "of idempotent"], rows))
 
 
 def recovery(args):

@@ -4,10 +4,11 @@ use std::{
     collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::atomic::{AtomicU64, Ordering},
-    time::{Instant, SystemTime, UNIX_EPOCH},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use schemas::{DeviceShare, ModelName};
+use tokio::time::Instant;
 
 use crate::{
     cost, halving, metric_names,

@@ -113,9 +113,12 @@ impl Progress {
     /// Passes on the oldest windows, as far as they are whole.
     fn give_back(&mut self, cores: usize) -> Result<(), Closed> {
         while let Some(window) = self.windows.take_whole() {
-            let elapsed_ms = window.device_time_ns as f64 / 1e6 / cores as f64;
-            self.pace.observe(window.prepared.bytes, elapsed_ms);
-            self.budget.send_replace(self.pace.budget());
+            // A window of jobs that all failed before the device says nothing of its speed.
+            if window.device_time_ns > 0 {
+                let elapsed_ms = window.device_time_ns as f64 / 1e6 / cores as f64;
+                self.pace.observe(window.prepared.bytes, elapsed_ms);
+                self.budget.send_replace(self.pace.budget());
+            }
             self.whole.try_send(window).map_err(|_| Closed)?;
         }
         Ok(())

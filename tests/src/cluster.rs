@@ -236,21 +236,25 @@ impl Cluster {
         ended.collect()
     }
 
-    /// Leaves the logs where they are when this is dropped, and says where.
-    pub fn keep_logs(&mut self) -> &Path {
-        self.folder.disable_cleanup(true);
+    /// Whether the logs stay when this is dropped; and where they are.
+    pub fn keep_logs(&mut self, keep: bool) -> &Path {
+        self.folder.disable_cleanup(keep);
         self.folder.path()
     }
 
     /// Asks every service to end, and holds them to it.
     pub fn end(&mut self) {
-        for ((stage, _), mut service) in std::mem::take(&mut self.services) {
-            run(Command::new("kill").args(["-TERM", &service.process.id().to_string()]));
-            assert!(
-                service.process.wait().unwrap().success(),
-                "{stage} did not end in order"
-            );
+        for instance in self.services.keys().copied().collect::<Vec<_>>() {
+            assert!(self.end_one(instance), "{instance:?} did not end in order");
         }
+    }
+
+    /// Asks an instance to end, and waits for it. Whether it ended in order: one that has only just been started may not
+    /// listen to signals yet.
+    pub fn end_one(&mut self, instance: Instance) -> bool {
+        self.signal(instance, "-TERM");
+        let mut service = self.services.remove(&instance).unwrap();
+        service.process.wait().unwrap().success()
     }
 
     /// The sum of a metric over its labels.

@@ -1,5 +1,7 @@
 //! The main story: jobs from any Kafka client, three services in processes of their own, rows in S3 that any engine reads.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::{fs::File, process::Command};
 
 use serde_json::Value;
@@ -136,8 +138,15 @@ fn each_service_is_killed_in_the_middle_of_its_work_and_each_job_still_ends_once
 
 #[test]
 fn a_broker_that_is_not_there_is_waited_for_and_said_so() {
+    for stage in ["ingest", "processor", "sink"] {
+        waits_for_the_broker(stage);
+    }
+}
+
+fn waits_for_the_broker(stage: &str) {
     let folder = tempfile::tempdir().unwrap();
     let log = folder.path().join("log");
+    let lake = format!("sink.url={}", folder.path().join("lake").display());
     let settings = [
         "topics.kind=kafka",
         "topics.kafka.bootstrap.servers=127.0.0.1:1",
@@ -146,9 +155,10 @@ fn a_broker_that_is_not_there_is_waited_for_and_said_so() {
         "tenants.acme.partitions=1",
         "models.minilm.source=passthrough:8",
         "models.minilm.price_per_device_second=0",
+        &lake,
     ];
     let mut command = Command::new(tributary());
-    command.arg("processor").stderr(File::create(&log).unwrap());
+    command.arg(stage).stderr(File::create(&log).unwrap());
     for setting in settings {
         command.args(["--set", setting]);
     }

@@ -13,6 +13,8 @@ const TOPIC_ID: &str = "tributary.errors.topic.id";
 const TIMESTAMP_MS: &str = "tributary.errors.timestamp.ms";
 /// On a record of its own: which dead letter was put back to where it came from.
 const REPLAYED: &str = "tributary.replayed.offset";
+/// On a record of its own: that a replay began.
+const REPLAY: &str = "tributary.replay.id";
 
 /// The dead letter, written to `topic` at `now_ms`, for `record`, which stood in `source` and cannot be decoded because of
 /// `reason`.
@@ -50,6 +52,8 @@ pub enum Letter {
     Dead(DeadLetter),
     /// The dead letter at this offset was put back to where it came from.
     Replayed(i64),
+    /// The replay with this id began. Whoever reads this has read all that stood before it.
+    Began(String),
 }
 
 /// A record that nobody could decode, and where it stood.
@@ -70,13 +74,14 @@ pub struct DeadLetter {
 impl Letter {
     /// What `record`, of the topic of dead letters, is; none where it is neither.
     pub fn read(record: &Record) -> Option<Self> {
-        if let Some(offset) = record.header(REPLAYED) {
-            return Some(Self::Replayed(offset.parse().ok()?));
-        }
+        // What the producer wrote comes first, and may look like ours: the last ones are of this time.
+        let Some(of_original) = record.headers.iter().rposition(|header| header.name == TOPIC) else {
+            let offset = record.header(REPLAYED).and_then(|offset| offset.parse().ok());
+            return offset
+                .map(Self::Replayed)
+                .or_else(|| record.header(REPLAY).map(|id| Self::Began(id.to_owned())));
+        };
         let mut original = record.clone();
-        original.timestamp_ms = record.header(TIMESTAMP_MS)?.parse().ok()?;
-        // A letter that died twice has both times' headers: the last ones are of this time.
-        let of_original = record.headers.iter().rposition(|header| header.name == TOPIC)?;
         original.headers.truncate(of_original);
         let last = |name: &str| {
             let header = record.headers[of_original..]
@@ -84,6 +89,7 @@ impl Letter {
                 .find(|header| header.name == name)?;
             std::str::from_utf8(header.value.as_deref()?).ok()
         };
+        original.timestamp_ms = last(TIMESTAMP_MS)?.parse().ok()?;
         Some(Self::Dead(DeadLetter {
             topic: TopicName::new(last(TOPIC)?).ok()?,
             partition: last(PARTITION)?.parse().ok()?,
@@ -91,6 +97,22 @@ impl Letter {
             reason: last(REASON)?.to_owned(),
             record: original,
         }))
+    }
+}
+
+/// What says on `letters`, the topic of dead letters, that the replay with this id begins at `now_ms`.
+pub fn replay_begins(id: &str, letters: TopicName, now_ms: i64) -> Append {
+    note(Header::text(REPLAY, id), letters, now_ms)
+}
+
+fn note(header: Header, letters: TopicName, now_ms: i64) -> Append {
+    Append {
+        topic: letters,
+        partition: Some(0),
+        timestamp_ms: now_ms,
+        key: None,
+        value: None,
+        headers: vec![header],
     }
 }
 
@@ -106,14 +128,11 @@ impl DeadLetter {
             value: self.record.value.clone(),
             headers: self.record.headers.clone(),
         };
-        let replayed = Append {
-            topic: letters,
-            partition: Some(0),
-            timestamp_ms: now_ms,
-            key: None,
-            value: None,
-            headers: vec![Header::text(REPLAYED, &self.record.offset.to_string())],
-        };
+        let replayed = note(
+            Header::text(REPLAYED, &self.record.offset.to_string()),
+            letters,
+            now_ms,
+        );
         [again, replayed]
     }
 }
@@ -160,7 +179,11 @@ mod tests {
             timestamp_ms: 5,
             key: Some("key".into()),
             value: Some(vec![0xff, 0x00].into()),
-            headers: vec![Header::text("traceparent", "t"), Header::text("traceparent", "u")],
+            headers: vec![
+                Header::text("traceparent", "t"),
+                Header::text(REPLAYED, "7"),
+                Header::text(TIMESTAMP_MS, "what a producer may write"),
+            ],
         };
         let dead = stood(dead_letter(&source, &record, "no JSON", letters.clone(), 9), 7);
         let Some(Letter::Dead(letter)) = Letter::read(&dead) else {

@@ -33,7 +33,7 @@ use async_trait::async_trait;
 use schemas::TopicName;
 
 pub use commits::Commits;
-pub use dead_letter::{DeadLetter, Letter, dead_letter};
+pub use dead_letter::{DeadLetter, Letter, dead_letter, replay_begins};
 pub use offload::offload;
 pub use record::{Append, Header, Partition, Record, TopicRef};
 pub use subscription::{Subscription, TopicPattern};

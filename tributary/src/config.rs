@@ -50,7 +50,6 @@ pub(crate) struct TopicsSection {
     pub(crate) jobs: TopicName,
     pub(crate) jobs_partitions: u32,
     pub(crate) prefix: String,
-    pub(crate) delivery: Delivery,
     #[serde(deserialize_with = "text_or_number")]
     pub(crate) instance: String,
     pub(crate) replication_factor: u16,
@@ -157,6 +156,7 @@ pub(crate) struct ProcessorSection {
     pub(crate) group: String,
     pub(crate) pool: Pool,
     pub(crate) device: processor::model::DeviceChoice,
+    pub(crate) delivery: Delivery,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) device_cores: Option<NonZeroUsize>,
     pub(crate) window_ms: u64,
@@ -326,10 +326,10 @@ impl Config {
 
 #[cfg(feature = "kafka")]
 impl TopicsSection {
-    pub(crate) fn kafka_settings(&self) -> topics::kafka::Settings {
+    pub(crate) fn kafka_settings(&self, delivery: Delivery) -> topics::kafka::Settings {
         topics::kafka::Settings {
             properties: self.kafka.0.clone(),
-            delivery: match self.delivery {
+            delivery: match delivery {
                 Delivery::Transactional => topics::kafka::Delivery::Transactional,
                 Delivery::Idempotent => topics::kafka::Delivery::Idempotent,
             },

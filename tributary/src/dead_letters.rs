@@ -8,137 +8,104 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
+use schemas::TopicName;
 use topics::{
-    Assignment, Committer, DeadLetter, Event, Letter, Partition, Reader, Step, Subscription, TopicPattern,
-    Topics,
+    Append, Assignment, Committer, DeadLetter, Event, Letter, Partition, Reader, Step, Subscription,
+    TopicPattern, Topics, replay_begins,
 };
 
 use crate::{
     cli::{DeadLettersCommand, print},
-    config::Config,
+    config::{Config, Delivery},
     pipeline::open_topics,
 };
 
-/// Who replays is the one member of this group, and commits as it: of two replays at once, one is fenced.
+/// Who replays is the one member of this group. On Kafka its instance has this name too, so that of two replays at once
+/// the newer fences the older. Who only looks has a group of its own, whose name begins so.
 const GROUP: &str = "tributary-dead-letters";
 /// On Kafka the markers of transactions count as records that never come: then the end is where nothing comes for this long.
-const SILENCE: Duration = Duration::from_secs(2);
-/// How long it may take until the topic is handed to this command; a member that was killed keeps it for a while.
-const JOIN_LIMIT: Duration = Duration::from_secs(60);
+const SILENCE: Duration = Duration::from_secs(3);
+/// How long it may take until the topic is handed over; a member that was killed keeps it for a while, and a transaction
+/// that was left open hides what comes after it for a while.
+const LIMIT: Duration = Duration::from_secs(90);
 /// A value is shown up to this many characters.
 const SHOWN_CHARS_MAX: usize = 2_000;
 
 /// Lists, shows or replays dead letters.
 pub(crate) async fn run(config: &Config, command: &DeadLettersCommand) -> anyhow::Result<()> {
     let names = config.policies().topics;
-    let topics = open_topics(config)?;
-    let (mut desk, mut committer) = Desk::open(&topics, names.dead_letters()).await?;
+    let mut config = config.clone();
+    config.topics.instance = GROUP.to_owned();
+    let topics = open_topics(&config, Delivery::Transactional)?;
     match command {
-        DeadLettersCommand::List { json } => list(&desk.letters, &desk.replayed, *json)?,
+        DeadLettersCommand::List { json } => list(&look(&topics, &names.dead_letters()).await?, *json),
         DeadLettersCommand::Show { offset, raw } => {
-            show(desk.letter(*offset)?, desk.replayed.contains(offset), *raw)?
+            let letters = look(&topics, &names.dead_letters()).await?;
+            show(letters.get(*offset)?, letters.replayed.contains(offset), *raw)
         }
         DeadLettersCommand::Replay { offsets, all } => {
-            let offsets = match all {
-                true => desk
-                    .letters
-                    .keys()
-                    .filter(|offset| !desk.replayed.contains(offset))
-                    .copied()
-                    .collect(),
+            let chosen = |letters: &Letters| match all {
+                true => letters.waiting().collect(),
                 false => offsets.clone(),
             };
-            let count = desk
-                .replay(&offsets, committer.as_mut(), |letter| {
-                    names.door(&letter.topic).is_some()
-                })
-                .await?;
+            let is_of_jobs = |letter: &DeadLetter| names.door(&letter.topic).is_some();
+            let count = replay(&topics, &names.dead_letters(), chosen, is_of_jobs).await?;
             print(&format!(
                 "{count} put back to where they came from: each is a new job, or a new dead letter"
-            ))?;
+            ))
         }
     }
-    Ok(desk.reader.close().await?)
 }
 
-/// Everything on the topic of dead letters.
-struct Desk {
-    reader: Box<dyn Reader>,
-    topic: schemas::TopicName,
-    source: Option<(Partition, Assignment)>,
-    letters: BTreeMap<i64, DeadLetter>,
+/// What stands on the topic of dead letters.
+#[derive(Default)]
+struct Letters {
+    dead: BTreeMap<i64, DeadLetter>,
     replayed: BTreeSet<i64>,
+    began: BTreeSet<String>,
+    /// The first offset that was read, and the one after the last.
+    read: Option<(i64, i64)>,
 }
 
-impl Desk {
-    async fn open(
-        topics: &Arc<dyn Topics>,
-        topic: schemas::TopicName,
-    ) -> anyhow::Result<(Self, Box<dyn Committer>)> {
-        let subscription = Subscription {
-            patterns: vec![TopicPattern::Exact(topic.clone())],
-        };
-        let (reader, committer) = topics.stage(GROUP, &subscription).await?;
-        let mut desk = Self {
-            reader,
-            topic,
-            source: None,
-            letters: BTreeMap::new(),
-            replayed: BTreeSet::new(),
-        };
-        let ends_at = topics.lag(GROUP, &subscription).await?;
-        let mut next_offset = 0;
-        while desk.source.is_none() || next_offset < ends_at {
-            let limit = if desk.source.is_none() {
-                JOIN_LIMIT
-            } else {
-                SILENCE
-            };
-            let Ok(event) = tokio::time::timeout(limit, desk.reader.next()).await else {
-                ensure!(
-                    desk.source.is_some(),
-                    "the topic `{}` was not handed to this command within {} s: is there such a topic, and is no other `tributary dead-letters` at work?",
-                    desk.topic,
-                    JOIN_LIMIT.as_secs()
-                );
-                break;
-            };
-            match event? {
-                Event::Assigned(partitions) => desk.source = partitions.into_iter().next(),
-                Event::Revoked(_) => bail!("another `tributary dead-letters` is at work: wait for its end"),
-                Event::Records(chunk) => {
-                    for record in &chunk.records {
-                        next_offset = record.offset.unsigned_abs() + 1;
-                        match Letter::read(record) {
-                            Some(Letter::Dead(letter)) => drop(desk.letters.insert(record.offset, letter)),
-                            Some(Letter::Replayed(offset)) => drop(desk.replayed.insert(offset)),
-                            None => tracing::warn!(offset = record.offset, "record is no dead letter"),
-                        }
-                    }
-                }
-            }
+impl Letters {
+    fn take(&mut self, record: &topics::Record) {
+        let first = self.read.map_or(record.offset, |(first, _)| first);
+        self.read = Some((first, record.offset + 1));
+        match Letter::read(record) {
+            Some(Letter::Dead(letter)) => drop(self.dead.insert(record.offset, letter)),
+            Some(Letter::Replayed(offset)) => drop(self.replayed.insert(offset)),
+            Some(Letter::Began(id)) => drop(self.began.insert(id)),
+            None => tracing::warn!(offset = record.offset, "record is no dead letter"),
         }
-        Ok((desk, committer))
     }
 
-    fn letter(&self, offset: i64) -> anyhow::Result<&DeadLetter> {
-        self.letters
-            .get(&offset)
-            .with_context(|| format!("there is no dead letter {offset}: see `tributary dead-letters list`"))
+    fn get(&self, offset: i64) -> anyhow::Result<&DeadLetter> {
+        let missing = || format!("there is no dead letter {offset}: see `tributary dead-letters list`");
+        self.dead.get(&offset).with_context(missing)
     }
 
-    /// Puts each back to the topic of jobs that it came from, and says so on the topic of dead letters: both or neither. A
-    /// letter that was put back before is refused, so that a command that is given twice does not do it twice.
-    async fn replay(
-        &mut self,
+    /// The offsets of those that were not replayed.
+    fn waiting(&self) -> impl Iterator<Item = i64> {
+        self.dead
+            .keys()
+            .filter(|offset| !self.replayed.contains(offset))
+            .copied()
+    }
+
+    /// What puts each of `offsets` back to the topic of jobs that it came from, and says so on `topic`.
+    ///
+    /// # Errors
+    /// Where there is no such letter, it was put back before, or it is of no topic of jobs.
+    fn appends(
+        &self,
         offsets: &[i64],
-        committer: &mut dyn Committer,
         is_of_jobs: impl Fn(&DeadLetter) -> bool,
-    ) -> anyhow::Result<usize> {
+        topic: &TopicName,
+    ) -> anyhow::Result<Vec<Append>> {
         let now_ms = chrono::Utc::now().timestamp_millis();
         let mut appends = Vec::new();
         for offset in offsets.iter().collect::<BTreeSet<_>>() {
-            let letter = self.letter(*offset)?;
+            let letter = self.get(*offset)?;
             ensure!(
                 !self.replayed.contains(offset),
                 "dead letter {offset} was replayed before: nothing was done"
@@ -148,66 +115,154 @@ impl Desk {
                 "dead letter {offset} is of the internal topic `{}`, where only its stage may append, in order: nothing was done. Submit its job again",
                 letter.topic
             );
-            appends.extend(letter.replay(self.topic.clone(), now_ms));
+            appends.extend(letter.replay(topic.clone(), now_ms));
         }
-        let count = appends.len() / 2;
-        if count == 0 {
-            return Ok(0);
-        }
-        let (source, assignment) = self
-            .source
-            .clone()
-            .context("the topic of dead letters was not handed to this command: try again")?;
-        // The group never moves on: the next command reads everything again.
-        let step = Step {
-            source,
-            assignment,
-            next_offset: 0,
-            appends,
-        };
-        let committed = committer
-            .append_and_commit(vec![step])
-            .await
-            .context("whether they were replayed is not known: see `tributary dead-letters list`")?;
-        ensure!(
-            committed.left_out.is_empty(),
-            "another `tributary dead-letters` took over: nothing was done"
-        );
-        Ok(count)
+        Ok(appends)
     }
 }
 
-fn list(letters: &BTreeMap<i64, DeadLetter>, replayed: &BTreeSet<i64>, json: bool) -> anyhow::Result<()> {
-    if json {
-        for (offset, letter) in letters {
-            let bytes = letter.record.value.as_deref().map_or(0, <[u8]>::len);
+fn subscription(topic: &TopicName) -> Subscription {
+    Subscription {
+        patterns: vec![TopicPattern::Exact(topic.clone())],
+    }
+}
+
+/// Everything that is on `topic` now.
+async fn look(topics: &Arc<dyn Topics>, topic: &TopicName) -> anyhow::Result<Letters> {
+    let group = format!("{GROUP}-{}", uuid::Uuid::new_v4().simple());
+    let mut reader = topics.reader(&group, &subscription(topic)).await?;
+    let mut letters = Letters::default();
+    let looked = async {
+        assigned(reader.as_mut(), topic).await?;
+        let count = i64::try_from(topics.lag(&group, &subscription(topic)).await?)?;
+        while letters.read.map_or(0, |(first, end)| end - first) < count {
+            let limit = if letters.read.is_some() { SILENCE } else { LIMIT };
+            let Ok(event) = tokio::time::timeout(limit, reader.next()).await else {
+                break;
+            };
+            if let Event::Records(chunk) = event? {
+                chunk.records.iter().for_each(|record| letters.take(record));
+            }
+        }
+        anyhow::Ok(())
+    };
+    let looked = looked.await;
+    reader.close().await?;
+    looked.map(|()| letters)
+}
+
+/// Puts letters back, and says so on the topic of dead letters: both or neither. How many.
+async fn replay(
+    topics: &Arc<dyn Topics>,
+    topic: &TopicName,
+    chosen: impl Fn(&Letters) -> Vec<i64>,
+    is_of_jobs: impl Fn(&DeadLetter) -> bool,
+) -> anyhow::Result<usize> {
+    let (mut reader, mut committer) = topics.stage(GROUP, &subscription(topic)).await?;
+    let replayed = async {
+        let source = assigned(reader.as_mut(), topic).await?;
+        // When this comes back, every replay before it has been read too.
+        let id = uuid::Uuid::new_v4().simple().to_string();
+        let begins = replay_begins(&id, topic.clone(), chrono::Utc::now().timestamp_millis());
+        commit(committer.as_mut(), &source, vec![begins]).await?;
+        let mut letters = Letters::default();
+        while !letters.began.contains(&id) {
+            let event = tokio::time::timeout(LIMIT, reader.next()).await;
+            match event.with_context(|| {
+                format!(
+                    "`{topic}` could not be read to its end within {} s: nothing was done",
+                    LIMIT.as_secs()
+                )
+            })?? {
+                Event::Records(chunk) => chunk.records.iter().for_each(|record| letters.take(record)),
+                Event::Revoked(_) => {
+                    bail!("another `tributary dead-letters replay` took over: nothing was done")
+                }
+                Event::Assigned(_) => {}
+            }
+        }
+        let appends = letters.appends(&chosen(&letters), is_of_jobs, topic)?;
+        let count = appends.len() / 2;
+        if count > 0 {
+            commit(committer.as_mut(), &source, appends).await?;
+        }
+        Ok(count)
+    };
+    let replayed = replayed.await;
+    reader.close().await?;
+    replayed
+}
+
+/// Waits until the topic is handed to `reader`.
+async fn assigned(reader: &mut dyn Reader, topic: &TopicName) -> anyhow::Result<(Partition, Assignment)> {
+    let first = async {
+        loop {
+            if let Event::Assigned(partitions) = reader.next().await?
+                && let Some(first) = partitions.into_iter().next()
+            {
+                return anyhow::Ok(first);
+            }
+        }
+    };
+    tokio::time::timeout(LIMIT, first).await.with_context(|| {
+        format!(
+            "the topic `{topic}` was not handed to this command within {} s: is there such a topic, and is no other `tributary dead-letters replay` at work?",
+            LIMIT.as_secs()
+        )
+    })?
+}
+
+/// Commits `appends`. The group itself never moves on: the next replay reads everything again.
+async fn commit(
+    committer: &mut dyn Committer,
+    (source, assignment): &(Partition, Assignment),
+    appends: Vec<Append>,
+) -> anyhow::Result<()> {
+    let step = Step {
+        source: source.clone(),
+        assignment: *assignment,
+        next_offset: 0,
+        appends,
+    };
+    let committed = committer
+        .append_and_commit(vec![step])
+        .await
+        .context("whether it was done is not known: see `tributary dead-letters list`")?;
+    ensure!(
+        committed.left_out.is_empty(),
+        "another `tributary dead-letters replay` took over: nothing was done"
+    );
+    Ok(())
+}
+
+fn list(letters: &Letters, json: bool) -> anyhow::Result<()> {
+    for (offset, letter) in &letters.dead {
+        let replayed = letters.replayed.contains(offset);
+        if json {
             let line = serde_json::json!({
                 "offset": offset,
                 "topic": letter.topic,
                 "topic_partition": letter.partition,
                 "topic_offset": letter.offset,
-                "bytes": bytes,
+                "bytes": letter.record.value.as_deref().map_or(0, <[u8]>::len),
                 "reason": letter.reason,
-                "replayed": replayed.contains(offset),
+                "replayed": replayed,
             });
             print(&line.to_string())?;
+        } else {
+            let mark = if replayed { "  (replayed)" } else { "" };
+            print(&format!(
+                "{offset:>6}  {}{mark}  {}",
+                stood(letter),
+                letter.reason
+            ))?;
         }
+    }
+    if json {
         return Ok(());
     }
-    for (offset, letter) in letters {
-        let mark = if replayed.contains(offset) {
-            "  (replayed)"
-        } else {
-            ""
-        };
-        print(&format!(
-            "{offset:>6}  {}{mark}  {}",
-            stood(letter),
-            letter.reason
-        ))?;
-    }
-    let waiting = letters.keys().filter(|offset| !replayed.contains(offset)).count();
-    print(&format!("{} dead letters, {waiting} not replayed", letters.len()))
+    let (dead, waiting) = (letters.dead.len(), letters.waiting().count());
+    print(&format!("{dead} dead letters, {waiting} not replayed"))
 }
 
 fn stood(letter: &DeadLetter) -> String {

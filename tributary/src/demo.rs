@@ -12,7 +12,7 @@ use topics::{Append, Subscription, TopicPattern, Topics};
 
 use crate::{
     cli::{DemoArgs, print},
-    config::{Config, TopicsKind},
+    config::{Config, Delivery, TopicsKind},
     health::Health,
     pipeline::{Stage, job_topics, open_topics, run_stage},
     shutdown,
@@ -46,7 +46,7 @@ pub(crate) async fn run(mut config: Config, args: DemoArgs) -> anyhow::Result<()
     config.sink.flush_interval_ms = FLUSH_INTERVAL_MS;
 
     let shutdown = shutdown::on_signal()?;
-    let topics = open_topics(&config)?;
+    let topics = open_topics(&config, Delivery::Transactional)?;
     let policies = config.policies();
     let began_at_ms = chrono::Utc::now().timestamp_millis();
     topics.ensure(&job_topics(&config)).await?;
@@ -58,7 +58,9 @@ pub(crate) async fn run(mut config: Config, args: DemoArgs) -> anyhow::Result<()
     let config = Arc::new(config);
     for stage in [Stage::Ingest, Stage::Processor, Stage::Sink] {
         let (config, topics, shutdown) = (Arc::clone(&config), Arc::clone(&topics), shutdown.clone());
-        services.spawn(async move { run_stage(stage, &config, topics, &Health::default(), &shutdown).await });
+        services.spawn(async move {
+            run_stage(stage, &config, topics, None, &Health::default(), &shutdown).await
+        });
     }
     let drained = tokio::select! {
         drained = drain(topics.as_ref(), &config, &policies, submitted) => drained?,

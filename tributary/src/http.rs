@@ -1,6 +1,6 @@
 //! What is served over HTTP: health, metrics, and beside ingest the door for jobs.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
 use axum::{
@@ -14,10 +14,13 @@ use axum::{
 use bytes::Bytes;
 use ingest::{Answer, HttpDoor};
 use metrics_exporter_prometheus::PrometheusHandle;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::SetOnce, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{config::HttpSection, health::Health};
+
+/// How long a request waits for ingest to reach its topics.
+const DOOR_LIMIT: Duration = Duration::from_secs(5);
 
 /// What the routes look at.
 #[derive(Clone)]
@@ -25,8 +28,11 @@ pub(crate) struct Served {
     pub(crate) health: Health,
     pub(crate) metrics: PrometheusHandle,
     /// Where jobs come in; none in a process without ingest.
-    pub(crate) door: Option<Arc<HttpDoor>>,
+    pub(crate) door: Option<Door>,
 }
+
+/// The door for jobs, which ingest opens once it reaches its topics.
+pub(crate) type Door = Arc<SetOnce<HttpDoor>>;
 
 /// Opens the address to listen on.
 pub(crate) async fn bind(section: &HttpSection) -> anyhow::Result<TcpListener> {
@@ -74,6 +80,10 @@ async fn health(State(served): State<Served>) -> Response {
 async fn jobs(State(served): State<Served>, body: Bytes) -> Response {
     let Some(door) = &served.door else {
         return (StatusCode::NOT_FOUND, "jobs are taken where ingest runs\n").into_response();
+    };
+    let Ok(door) = timeout(DOOR_LIMIT, door.wait()).await else {
+        let waits = "ingest does not reach its topics yet, see /health: try again\n";
+        return (StatusCode::SERVICE_UNAVAILABLE, waits).into_response();
     };
     let answers = door.accept(&body, chrono::Utc::now().timestamp_millis()).await;
     let accepted = answers.iter().filter(|answer| answer.is_accepted()).count();

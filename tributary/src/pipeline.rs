@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use topics::{TopicSpec, Topics, local::LocalTopics};
 
 use crate::{
-    config::{Config, TopicsKind},
+    config::{Config, Delivery, TopicsKind},
     health::{Health, State},
     http, shutdown,
     supervise::keep_running,
@@ -46,18 +46,12 @@ pub(crate) async fn serve(config: Config, stages: &[Stage]) -> anyhow::Result<()
     for stage in stages {
         health.set(stage.name(), State::Starting);
     }
-    let topics = open_topics(&config)?;
-    let door = match stages.contains(&Stage::Ingest) {
-        true => Some(Arc::new(HttpDoor::new(
-            topics.appender().await?,
-            config.topics.jobs.clone(),
-        ))),
-        false => None,
-    };
+    let topics = open_topics(&config, Delivery::Transactional)?;
+    let door = stages.contains(&Stage::Ingest).then(http::Door::default);
     let served = http::Served {
         health: health.clone(),
         metrics,
-        door,
+        door: door.clone(),
     };
     let body_bytes_max = config.http.body_bytes_max;
     tracing::info!(%address, ?stages, lake = config.sink.url, "started");
@@ -67,8 +61,8 @@ pub(crate) async fn serve(config: Config, stages: &[Stage]) -> anyhow::Result<()
     let config = Arc::new(config);
     for stage in stages {
         let (config, topics, health) = (Arc::clone(&config), Arc::clone(&topics), health.clone());
-        let (stage, shutdown) = (*stage, shutdown.clone());
-        running.spawn(async move { run_stage(stage, &config, topics, &health, &shutdown).await });
+        let (stage, door, shutdown) = (*stage, door.clone(), shutdown.clone());
+        running.spawn(async move { run_stage(stage, &config, topics, door, &health, &shutdown).await });
     }
     let mut first_error = Ok(());
     while let Some(ended) = running.join_next().await {
@@ -81,11 +75,12 @@ pub(crate) async fn serve(config: Config, stages: &[Stage]) -> anyhow::Result<()
     first_error
 }
 
-/// Runs one service until `shutdown`.
+/// Runs one service until `shutdown`. Ingest opens `door`.
 pub(crate) async fn run_stage(
     stage: Stage,
     config: &Config,
     topics: Arc<dyn Topics>,
+    door: Option<http::Door>,
     health: &Health,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<()> {
@@ -101,15 +96,24 @@ pub(crate) async fn run_stage(
             let (service, jobs) = (Arc::new(service), job_topics(config));
             keep_running(name, health, shutdown, || {
                 let (topics, service, ready) = (Arc::clone(&topics), Arc::clone(&service), ready.clone());
-                let (jobs, shutdown) = (jobs.clone(), shutdown.clone());
+                let (jobs, door, shutdown) = (jobs.clone(), door.clone(), shutdown.clone());
                 async move {
                     topics.ensure(&jobs).await?;
+                    if let Some(door) = door.filter(|door| !door.initialized()) {
+                        let opened = HttpDoor::new(topics.appender().await?, config.topics.jobs.clone());
+                        // Ingest alone opens it, and runs once at a time.
+                        let _ = door.set(opened);
+                    }
                     service.run(shutdown, &ready).await
                 }
             })
             .await
         }
         Stage::Processor => {
+            let topics = match (config.topics.kind, config.processor.delivery) {
+                (TopicsKind::Kafka, Delivery::Idempotent) => open_topics(config, Delivery::Idempotent)?,
+                _ => topics,
+            };
             let service = Arc::new(processor(config, Arc::clone(&topics), &policies).await?);
             keep_running(name, health, shutdown, || {
                 let (topics, service, ready) = (Arc::clone(&topics), Arc::clone(&service), ready.clone());
@@ -160,8 +164,8 @@ pub(crate) fn job_topics(config: &Config) -> Vec<TopicSpec> {
         .collect()
 }
 
-/// The topics that the configuration names.
-pub(crate) fn open_topics(config: &Config) -> anyhow::Result<Arc<dyn Topics>> {
+/// The topics that the configuration names; stages on Kafka commit as `delivery` says.
+pub(crate) fn open_topics(config: &Config, delivery: Delivery) -> anyhow::Result<Arc<dyn Topics>> {
     match config.topics.kind {
         TopicsKind::Local => {
             let path = &config.topics.path;
@@ -173,7 +177,7 @@ pub(crate) fn open_topics(config: &Config) -> anyhow::Result<Arc<dyn Topics>> {
         }
         #[cfg(feature = "kafka")]
         TopicsKind::Kafka => Ok(Arc::new(topics::kafka::KafkaTopics::new(
-            config.topics.kafka_settings(),
+            config.topics.kafka_settings(delivery),
         )?)),
         #[cfg(not(feature = "kafka"))]
         TopicsKind::Kafka => {

@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use crate::{
     cli::{SubmitArgs, print},
-    config::{Config, TopicsKind},
+    config::{Config, Delivery, TopicsKind},
     pipeline::{job_topics, open_topics},
 };
 
@@ -29,7 +29,7 @@ pub(crate) async fn run(config: &Config, args: SubmitArgs) -> anyhow::Result<()>
         (Some(url), _) => Target::Http(url.clone()),
         (None, TopicsKind::Local) => Target::Http(format!("http://{}", config.http.listen)),
         (None, TopicsKind::Kafka) => {
-            let topics = open_topics(config)?;
+            let topics = open_topics(config, Delivery::Transactional)?;
             topics.ensure(&job_topics(config)).await?;
             Target::Topics(HttpDoor::new(
                 topics.appender().await?,

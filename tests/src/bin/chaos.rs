@@ -21,7 +21,7 @@ use std::{
 };
 
 use clap::{Parser, ValueEnum};
-use stories::cluster::{Cluster, Instance, TENANTS, python, root, text, wait_for};
+use stories::cluster::{Cluster, Instance, TENANTS, python, root, text};
 
 /// Instances of each service.
 const INSTANCES: usize = 2;
@@ -78,8 +78,8 @@ fn main() {
     let settings = vec![
         "--set".to_owned(),
         match options.delivery {
-            Delivery::Transactional => "topics.delivery=transactional",
-            Delivery::Idempotent => "topics.delivery=idempotent",
+            Delivery::Transactional => "processor.delivery=transactional",
+            Delivery::Idempotent => "processor.delivery=idempotent",
         }
         .to_owned(),
         "--set".to_owned(),
@@ -100,6 +100,7 @@ fn main() {
         spawn(&mut cluster, *instance, &of(*instance, &settings), true);
     }
     let mut producer = Producer::start(&cluster);
+    println!("logs: {}", cluster.keep_logs(true).display());
     let mut random = fastrand::Rng::with_seed(options.seed);
     let mut blows: BTreeMap<Blow, u64> = BTreeMap::new();
     let mut told = Instant::now();
@@ -123,11 +124,7 @@ fn main() {
                 cluster.signal(instance, "-CONT");
             }
             Blow::RestartService => {
-                cluster.signal(instance, "-TERM");
-                wait_for("a service to end in order", || {
-                    cluster.ended().contains(&instance)
-                });
-                cluster.kill(instance);
+                cluster.end_one(instance);
                 spawn(&mut cluster, instance, &more, false);
             }
             Blow::KillBroker => {
@@ -151,7 +148,7 @@ fn main() {
         assert!(
             ended.is_empty(),
             "{ended:?} ended by themselves: see {}",
-            cluster.keep_logs().display()
+            cluster.folder.path().display()
         );
         if told.elapsed() > Duration::from_secs(20) {
             told = Instant::now();
@@ -180,6 +177,7 @@ fn main() {
         assert_eq!(seen[count], jobs, "{count}: {seen}");
     }
     assert_eq!(seen["bills_off"], 0);
+    cluster.keep_logs(false);
     println!(
         "{jobs} jobs: 0 lost, 0 doubled, {blows:?}, in {} s; {} s from the last job to the last outcome",
         began.elapsed().as_secs(),

@@ -18,8 +18,8 @@ pub enum Mutation {
     ForgetCosts,
     /// Stages commit what they read before they append what it became.
     CommitBeforeAppending,
-    /// The work partition of a job is no function of its origin.
-    ScatterJobs,
+    /// Ingest appends first and commits then, and decides otherwise on what it decides again.
+    DecideTwice,
     /// The processor appends the outcomes of a window in another order.
     ReverseOutcomes,
     /// The processor commits a window before the one that came first.
@@ -35,7 +35,7 @@ impl Mutation {
         Self::ForgetMarks,
         Self::ForgetCosts,
         Self::CommitBeforeAppending,
-        Self::ScatterJobs,
+        Self::DecideTwice,
         Self::ReverseOutcomes,
         Self::CommitWindowsOutOfOrder,
     ];

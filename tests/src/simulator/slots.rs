@@ -57,7 +57,8 @@ async fn run(scene: Arc<Scene>, stage: &'static str, number: usize) {
                 _ => world.tell(&instance, "is dead"),
             },
             ended = &mut process.0 => match end(ended) {
-                End::Asked => world.tell(&instance, "has ended"),
+                End::Asked if instance.shutdown.is_cancelled() => world.tell(&instance, "has ended"),
+                End::Asked => world.violated(format!("{} ended, and nobody asked it to", instance.name)),
                 End::Passing(error) => {
                     world.tell(&instance, &format!("starts over: {error}"));
                     tokio::time::sleep(START_AFTER).await;
@@ -84,15 +85,20 @@ impl Drop for Process {
 }
 
 /// Lets a frozen process go on after a while, and kills it after another.
-async fn haunt(scene: Arc<Scene>, instance: Arc<Instance>, process: Process) {
+async fn haunt(scene: Arc<Scene>, instance: Arc<Instance>, mut process: Process) {
     let mut random = scene.world.random(&instance.name);
     let longest_ms = FROZEN_FOR_MAX.as_millis() as u64;
     tokio::time::sleep(Duration::from_millis(random.u64(0..longest_ms))).await;
     scene.world.tell(&instance, "goes on, taken for dead");
     instance.become_(Life::Zombie);
-    tokio::time::sleep(Duration::from_millis(random.u64(0..longest_ms))).await;
-    instance.become_(Life::Dead);
-    drop(process);
+    let lives_on = tokio::time::sleep(Duration::from_millis(random.u64(0..longest_ms)));
+    tokio::select! {
+        biased;
+        ended = &mut process.0 => if let End::ForGood(error) = end(ended) {
+            scene.world.violated(format!("{} stopped for good, taken for dead: {error}", instance.name));
+        },
+        () = lives_on => instance.become_(Life::Dead),
+    }
 }
 
 fn end(ended: Result<End, JoinError>) -> End {

@@ -21,7 +21,7 @@ pub(super) struct GatedTopics {
 }
 
 impl GatedTopics {
-    /// Does `effect` as the gate says. What is done late is never told, since its process is dead by then.
+    /// Does `effect` as the gate says.
     async fn gate<T>(
         &self,
         what: &str,
@@ -38,7 +38,8 @@ impl GatedTopics {
                 let _ = effect.await;
                 self.instance.die().await
             }
-            Go::Fail | Go::Conflict | Go::DoLaterAndDie(_) => Err(broken(what)),
+            Go::Fail => Err(broken(what)),
+            Go::Conflict | Go::DoLaterAndDie(_) => unreachable!("these are faults of a store"),
         }
     }
 
@@ -224,7 +225,7 @@ impl Reader for GatedReader {
     }
 
     async fn close(self: Box<Self>) -> Result<(), Error> {
-        self.inner.map_or_else(|| Ok(()), |_| Ok(()))
+        Ok(())
     }
 }
 
@@ -246,26 +247,24 @@ impl Committer for GatedCommitter {
                     self.held_back = Some(steps);
                     return Ok(Committed::default());
                 }
-                Some(held_back) => steps.extend(held_back),
+                Some(mut held_back) => {
+                    // The position moves on as it should: only the order is wrong.
+                    for late in &mut held_back {
+                        let of_same = steps.iter().find(|step| step.source == late.source);
+                        late.next_offset =
+                            of_same.map_or(late.next_offset, |step| step.next_offset.max(late.next_offset));
+                    }
+                    steps.extend(held_back);
+                }
             },
-            Some(Mutation::ScatterJobs) => {
+            Some(Mutation::DecideTwice) if !self.is_processor() => {
+                let mut random = self.topics.world.random(&self.topics.instance.name);
                 for append in steps.iter_mut().flat_map(|step| &mut step.appends) {
-                    let number = append
-                        .value
-                        .as_deref()
-                        .unwrap_or_default()
-                        .iter()
-                        .map(|byte| i32::from(*byte))
-                        .sum::<i32>();
-                    let attempt = self.topics.instance.name.len() as i32
-                        + self.topics.instance.name.bytes().map(i32::from).sum::<i32>();
-                    append.partition = append.partition.map(|_| {
-                        if append.topic.as_str().contains("dead") {
-                            0
-                        } else {
-                            (number + attempt) % 2
-                        }
-                    });
+                    let is_letter = append.topic.as_str().contains("dead-letters");
+                    append.partition = append
+                        .partition
+                        .filter(|_| is_letter)
+                        .or_else(|| Some(random.i32(0..2)));
                 }
             }
             Some(Mutation::ReverseOutcomes) if self.is_processor() => {
@@ -281,7 +280,11 @@ impl Committer for GatedCommitter {
                 .map(|step| format!("{}→{} with {}", step.source, step.next_offset, step.appends.len())),
         );
         let gate = self.topics.clone();
-        if self.topics.world.transactional && mutation != Some(Mutation::CommitBeforeAppending) {
+        let transactional = match self.is_processor() {
+            true => self.topics.world.transactional,
+            false => mutation != Some(Mutation::DecideTwice),
+        };
+        if transactional && mutation != Some(Mutation::CommitBeforeAppending) {
             let what = format!("appends and commits {what}");
             return gate
                 .gate(&what, Fault::TO_A_COMMIT, self.inner.append_and_commit(steps))

@@ -92,7 +92,7 @@ pub(super) struct World {
     seed: u64,
     chance: u64,
     pub(super) mutation: Option<Mutation>,
-    /// Whether stages append and commit as one; otherwise first the one and then the other.
+    /// Whether processors append and commit as one; otherwise first the one and then the other.
     pub(super) transactional: bool,
     spared: BTreeSet<u64>,
     began: Instant,
