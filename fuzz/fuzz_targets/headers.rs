@@ -9,7 +9,10 @@ libfuzzer_sys::fuzz_target!(|lines: &[u8]| {
     let headers = lines.split(|byte| *byte == b'\n').map(|line| {
         let mut parts = line.splitn(2, |byte| *byte == b':');
         let name = String::from_utf8_lossy(parts.next().unwrap_or_default()).into_owned();
-        Header { name, value: parts.next().map(|value| value.to_vec().into()) }
+        Header {
+            name,
+            value: parts.next().map(|value| value.to_vec().into()),
+        }
     });
     let record = fuzz::record(JOB, headers.collect());
     fuzz::decide_on(&record);

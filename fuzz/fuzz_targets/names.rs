@@ -6,9 +6,18 @@ use schemas::{JobId, ModelName, Pool, Tenant, TopicId, TopicName};
 libfuzzer_sys::fuzz_target!(|text: &str| {
     let names = fuzz::names();
     if let Ok(tenant) = Tenant::new(text) {
-        assert!(text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-'));
-        assert_eq!(names.tenant_of_outcomes(&names.outcomes(&tenant)), Some(tenant.clone()));
-        assert_eq!(names.tenant_of_work(&Pool::default(), &names.work(&Pool::default(), &tenant)), Some(tenant));
+        assert!(
+            text.bytes()
+                .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+        );
+        assert_eq!(
+            names.tenant_of_outcomes(&names.outcomes(&tenant)),
+            Some(tenant.clone())
+        );
+        assert_eq!(
+            names.tenant_of_work(&Pool::default(), &names.work(&Pool::default(), &tenant)),
+            Some(tenant)
+        );
     }
     if let Ok(topic) = TopicName::new(text) {
         assert!(!text.is_empty() && text != "." && text != ".." && !text.contains('/'));

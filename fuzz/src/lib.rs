@@ -4,13 +4,22 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
 use ingest::{Decision, Received, decide};
-use schemas::{ModelName, ModelTerms, Policies, Pool, Task, Tenant, TenantPolicy, TopicId, TopicName, TopicNames};
+use schemas::{
+    ModelName, ModelTerms, Policies, Pool, Task, Tenant, TenantPolicy, TopicId, TopicName, TopicNames,
+};
 use topics::{Header, Partition, Record, TopicRef};
 
 /// One tenant, one model.
 pub fn policies() -> Policies {
-    let tenant = TenantPolicy { pool: Pool::default(), partitions: 4, models: None };
-    let terms = ModelTerms { task: Task::Embed, price_per_device_second: rust_decimal::Decimal::ONE };
+    let tenant = TenantPolicy {
+        pool: Pool::default(),
+        partitions: 4,
+        models: None,
+    };
+    let terms = ModelTerms {
+        task: Task::Embed,
+        price_per_device_second: rust_decimal::Decimal::ONE,
+    };
     Policies {
         topics: names(),
         tenants: BTreeMap::from([(Tenant::new("acme").unwrap(), tenant)]),
@@ -27,16 +36,38 @@ pub fn names() -> TopicNames {
 
 /// A record with this value and these headers.
 pub fn record(value: &[u8], headers: Vec<Header>) -> Record {
-    Record { offset: 1, timestamp_ms: 1, key: None, value: Some(Bytes::copy_from_slice(value)), headers }
+    Record {
+        offset: 1,
+        timestamp_ms: 1,
+        key: None,
+        value: Some(Bytes::copy_from_slice(value)),
+        headers,
+    }
 }
 
 /// Decides on `record` as of each door, and holds what comes of it to its encoding.
 pub fn decide_on(record: &Record) {
     let policies = policies();
-    for topic in [policies.topics.jobs(), policies.topics.jobs_of(&Tenant::new("acme").unwrap())] {
-        let topic = TopicRef { name: topic, id: TopicId::from_bytes([1; 16]) };
-        let source = Partition { topic: Arc::new(topic), index: 0 };
-        match decide(Received { source: &source, record }, &policies, 1_790_000_000_000) {
+    for topic in [
+        policies.topics.jobs(),
+        policies.topics.jobs_of(&Tenant::new("acme").unwrap()),
+    ] {
+        let topic = TopicRef {
+            name: topic,
+            id: TopicId::from_bytes([1; 16]),
+        };
+        let source = Partition {
+            topic: Arc::new(topic),
+            index: 0,
+        };
+        match decide(
+            Received {
+                source: &source,
+                record,
+            },
+            &policies,
+            1_790_000_000_000,
+        ) {
             Decision::Admit(job) => reads_back(&job),
             Decision::Reject(outcome) => reads_back(&outcome),
             Decision::DeadLetter(reason) => assert!(!reason.is_empty()),
