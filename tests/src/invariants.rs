@@ -1,5 +1,5 @@
-//! What must hold of a lake, whatever happened on the way: written once, for the simulator and for the stories on real
-//! servers. What the files alone can prove is [`sink::verify`]'s; here is what only the producer knows.
+//! What must hold of a simulated run's lake, whatever happened on the way. What the files alone can prove is
+//! [`sink::verify`]'s, which the stories and the chaos run ask as well; here is what only the producer knows.
 
 use sink::Report;
 

@@ -1,5 +1,5 @@
 //! What stands behind the stories: the real servers that they run against, each in a process of its own that never outlives
-//! the test; the simulator; and what must hold of every lake.
+//! the test; the simulator; and what must hold of its lake.
 
 mod child;
 pub mod cluster;

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use processor::model::{DeviceChoice, load};
 use schemas::Pool;
 use sink::Store;
-use tokio::task::{AbortHandle, JoinError, JoinSet};
+use tokio::task::{JoinError, JoinSet};
 
 use super::{
     Scene, minilm,
@@ -80,7 +80,7 @@ struct Process(tokio::task::JoinHandle<End>);
 
 impl Drop for Process {
     fn drop(&mut self) {
-        AbortHandle::abort(&self.0.abort_handle());
+        self.0.abort();
     }
 }
 
