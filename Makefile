@@ -8,9 +8,10 @@ LEAN := --no-default-features
 
 .PHONY: demo test simulate fuzz weights build stories conformance chaos lint arrows docs bench clean
 
+CARGO_TARGET_DIR ?= target
 demo: weights ## Run three tenants' jobs through the whole pipeline
 	cargo build $(CARGO_PROFILE) -p tributary $(LEAN)
-	target/release/tributary demo --set models.minilm.source=$(MODEL)
+	$(CARGO_TARGET_DIR)/release/tributary demo --set models.minilm.source=$(MODEL)
 
 test: weights ## Run every test that needs nothing but this machine
 	cargo test $(CARGO_PROFILE) --workspace --exclude stories $(LEAN)
