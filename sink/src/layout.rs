@@ -26,7 +26,8 @@ pub(crate) fn start_of(path: &Path) -> Option<i64> {
     path.filename()?.strip_suffix(".json")?.parse().ok()
 }
 
-/// A data file: the rows of `table` on `date` of the range that begins at `start`.
+/// A data file: the rows of `table` on `date` of the range that begins at `start`. A topic's id may begin with `_`, and
+/// Spark, Hive, Trino and pyarrow take a file of such a name for none of the table's: hence the word before it.
 pub(crate) fn data(
     table: Table,
     tenant: &Tenant,
@@ -36,7 +37,7 @@ pub(crate) fn data(
     start: i64,
 ) -> String {
     format!(
-        "{}/tenant={tenant}/date={date}/{topic}-{partition}-{start:020}.parquet",
+        "{}/tenant={tenant}/date={date}/range-{topic}-{partition}-{start:020}.parquet",
         table.name()
     )
 }
@@ -60,19 +61,19 @@ mod tests {
     }
 
     #[test]
-    fn a_data_file_stands_where_glob_readers_find_tenant_and_date() {
+    fn a_data_file_stands_where_glob_readers_find_it_and_its_tenant_and_date() {
         let date = NaiveDate::from_ymd_opt(2026, 11, 24).unwrap();
         let path = data(
             Table::Results,
             &Tenant::new("acme").unwrap(),
             date,
-            TopicId::from_bytes([0; 16]),
+            TopicId::from_bytes([0xff; 16]),
             1,
             42,
         );
         assert_eq!(
             path,
-            "results/tenant=acme/date=2026-11-24/AAAAAAAAAAAAAAAAAAAAAA-1-00000000000000000042.parquet"
+            "results/tenant=acme/date=2026-11-24/range-_____________________w-1-00000000000000000042.parquet"
         );
     }
 }
