@@ -23,8 +23,8 @@ use schemas::TopicName;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    blocking,
-    client::{Complaints, failed, not_created},
+    ANSWER_LIMIT, blocking,
+    client::{Complaints, classified, failed, not_created},
     ids::TopicIds,
     membership::{Change, Membership, Place},
     native,
@@ -115,6 +115,9 @@ impl KafkaReader {
         let consumer: GroupConsumer = config
             .create_with_context(context)
             .map_err(|error| not_created(&error))?;
+        // A pattern that is subscribed to before there is a connection waits for the next refresh of metadata.
+        native::ping(consumer.client(), ANSWER_LIMIT)
+            .map_err(|(code, text)| classified("join a group", code, false, text))?;
         let topics: Vec<String> = subscription.patterns.iter().map(topic_regex).collect();
         let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
         consumer.subscribe(&topics).map_err(|error| Error::Invalid {
