@@ -1,10 +1,10 @@
 #![no_main]
 //! Any value of a record between two stages.
 
-use schemas::{Outcome, Record};
+use schemas::{Outcomes, Record};
 
 libfuzzer_sys::fuzz_target!(|value: &[u8]| {
-    if let Ok(record) = Outcome::decode(value) {
+    if let Ok(record) = Outcomes::decode(value) {
         fuzz::reads_back(&record);
     }
 });

@@ -69,7 +69,7 @@ pub fn decide_on(record: &Record) {
             1_790_000_000_000,
         ) {
             Decision::Admit(job) => reads_back(&job),
-            Decision::Reject(outcome) => reads_back(&outcome),
+            Decision::Reject(outcome) => reads_back(&schemas::Outcomes(vec![outcome])),
             Decision::DeadLetter(reason) => assert!(!reason.is_empty()),
         }
     }

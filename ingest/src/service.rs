@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use schemas::{Policies, ReasonCode, Record as _, Tenant};
+use schemas::{Outcome, Outcomes, Policies, ReasonCode, Tenant, TopicName};
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -62,8 +62,8 @@ impl Service {
     /// The topics that must exist for these policies.
     pub fn topic_specs(policies: &Policies) -> Vec<TopicSpec> {
         let dead_letters = policies.topics.dead_letters();
-        let work_bytes_max =
-            u32::try_from(policies.input_bytes_max + ADMITTED_JOB_OVERHEAD_BYTES).unwrap_or(u32::MAX);
+        let job_bytes_max = policies.input_bytes_max + ADMITTED_JOB_OVERHEAD_BYTES;
+        let record_bytes_max = u32::try_from(job_bytes_max.max(Outcomes::BYTES_MAX)).unwrap_or(u32::MAX);
         policies
             .internal_topics()
             .into_iter()
@@ -71,7 +71,7 @@ impl Service {
                 let bytes = if name == dead_letters {
                     DEAD_LETTER_BYTES_MAX
                 } else {
-                    work_bytes_max
+                    record_bytes_max
                 };
                 TopicSpec {
                     name,
@@ -144,56 +144,52 @@ impl Service {
 
     fn decide_chunk(&self, chunk: &Chunk) -> Vec<Append> {
         let now_ms = chrono::Utc::now().timestamp_millis();
+        let (policies, source) = (&self.policies, &chunk.partition);
         let mut tally = Tally::default();
-        let appends = chunk
-            .records
-            .iter()
-            .map(|record| {
-                let received = Received {
-                    source: &chunk.partition,
-                    record,
-                };
-                let decision = decide(received, &self.policies, now_ms);
-                tally.add(&decision);
-                self.append_for(received, decision, now_ms)
-            })
-            .collect();
+        let mut appends = Vec::with_capacity(chunk.records.len());
+        let mut rejected: BTreeMap<(TopicName, i32), Vec<Outcome>> = BTreeMap::new();
+        for record in &chunk.records {
+            let decision = decide(Received { source, record }, policies, now_ms);
+            tally.add(&decision);
+            match decision {
+                Decision::Admit(job) => {
+                    let policy = &policies.tenants[&job.tenant];
+                    let topic = policies.topics.work(&policy.pool, &job.tenant);
+                    let partition = job.origin.spread_over(policy.partitions);
+                    appends.push(append(topic, partition, &job, now_ms));
+                }
+                Decision::Reject(outcome) => {
+                    let topic = policies.topics.outcomes(&outcome.tenant);
+                    let partition = outcome
+                        .origin
+                        .spread_over(policies.partitions_of(&outcome.tenant));
+                    rejected.entry((topic, partition)).or_default().push(outcome);
+                }
+                Decision::DeadLetter(reason) => {
+                    tracing::warn!(%source, offset = record.offset, reason, "record is no job");
+                    let topic = policies.topics.dead_letters();
+                    appends.push(dead_letter(source, record, &reason, topic, now_ms));
+                }
+            }
+        }
+        for ((topic, partition), outcomes) in rejected {
+            for record in Outcomes::pack(outcomes) {
+                appends.push(append(topic.clone(), partition, &record, now_ms));
+            }
+        }
         tally.record();
         appends
     }
+}
 
-    fn append_for(&self, received: Received<'_>, decision: Decision, now_ms: i64) -> Append {
-        let policies = &self.policies;
-        match decision {
-            Decision::Admit(job) => {
-                let policy = &policies.tenants[&job.tenant];
-                Append {
-                    topic: policies.topics.work(&policy.pool, &job.tenant),
-                    partition: Some(job.origin.spread_over(policy.partitions)),
-                    timestamp_ms: now_ms,
-                    key: None,
-                    value: Some(job.encode().into()),
-                    headers: Vec::new(),
-                }
-            }
-            Decision::Reject(outcome) => Append {
-                topic: policies.topics.outcomes(&outcome.tenant),
-                partition: Some(
-                    outcome
-                        .origin
-                        .spread_over(policies.partitions_of(&outcome.tenant)),
-                ),
-                timestamp_ms: now_ms,
-                key: None,
-                value: Some(outcome.encode().into()),
-                headers: Vec::new(),
-            },
-            Decision::DeadLetter(reason) => {
-                let Received { source, record } = received;
-                tracing::warn!(%source, offset = record.offset, reason, "record is no job");
-                dead_letter(source, record, &reason, policies.topics.dead_letters(), now_ms)
-            }
-        }
+fn append(topic: TopicName, partition: i32, record: &impl schemas::Record, now_ms: i64) -> Append {
+    Append {
+        topic,
+        partition: Some(partition),
+        timestamp_ms: now_ms,
+        key: None,
+        value: Some(record.encode().into()),
+        headers: Vec::new(),
     }
 }
 
@@ -359,7 +355,7 @@ mod tests {
         let began_ms = chrono::Utc::now().timestamp_millis();
         let appends = service().decide_chunk(&chunk);
         let ended_ms = chrono::Utc::now().timestamp_millis();
-        assert_eq!(appends.len(), 6);
+        assert_eq!(appends.len(), 5, "the two rejections share a record");
         for append in appends {
             assert!((began_ms..=ended_ms).contains(&append.timestamp_ms), "{append:?}");
         }

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use schemas::{
-    AdmittedJob, Cost, ModelName, Outcome, Reason, ReasonCode, Record as _, Route, Run, Tenant, TopicNames,
-    Verdict,
+    AdmittedJob, Cost, ModelName, Outcome, Outcomes, Reason, ReasonCode, Record as _, Route, Run, Tenant,
+    TopicNames, Verdict,
 };
-use topics::{Append, Partition, Step, dead_letter};
+use topics::{Append, Assignment, Partition, Step, dead_letter};
 
 use crate::{
     device::Answer,
@@ -29,7 +29,7 @@ pub(crate) fn steps(
     context: &Context,
     completed_at_ms: i64,
 ) -> Vec<Step> {
-    let mut steps: BTreeMap<Partition, Step> = BTreeMap::new();
+    let mut drafts: BTreeMap<Partition, Draft> = BTreeMap::new();
     let mut tally = Tally::default();
     for (item, answer) in items.into_iter().zip(answers) {
         let Item {
@@ -38,7 +38,14 @@ pub(crate) fn steps(
             offset,
             state,
         } = item;
-        let append = match state {
+        let draft = drafts.entry(source.clone()).or_insert_with(|| Draft {
+            assignment,
+            next_offset: 0,
+            outcomes: BTreeMap::new(),
+            dead_letters: Vec::new(),
+        });
+        draft.next_offset = offset + 1;
+        match state {
             ItemState::Ready {
                 job,
                 tokens,
@@ -47,36 +54,70 @@ pub(crate) fn steps(
                 let answer = answer.expect("a ready item is in exactly one micro-batch");
                 let outcome = ran(job, tokens, truncated, answer, &source, context, completed_at_ms);
                 tally.add(&outcome);
-                outcome_append(&outcome, &source, context)
+                draft.add(outcome);
             }
             ItemState::Failed { job, reason } => {
                 let outcome = not_run(job, reason, &source, context, completed_at_ms);
                 tally.add(&outcome);
-                outcome_append(&outcome, &source, context)
+                draft.add(outcome);
             }
             ItemState::Undecodable { record, reason } => {
                 tracing::error!(%source, offset, reason, "record of work cannot be decoded");
                 metrics::counter!(metric_names::DEAD_LETTERS).increment(1);
-                dead_letter(
+                draft.dead_letters.push(dead_letter(
                     &source,
                     &record,
                     &reason,
                     context.names.dead_letters(),
                     completed_at_ms,
-                )
+                ));
             }
-        };
-        let step = steps.entry(source.clone()).or_insert_with(|| Step {
-            source,
-            assignment,
-            next_offset: 0,
-            appends: Vec::new(),
-        });
-        step.next_offset = offset + 1;
-        step.appends.push(append);
+        }
     }
     tally.record();
-    steps.into_values().collect()
+    drafts
+        .into_iter()
+        .map(|(source, draft)| draft.into_step(source, context, completed_at_ms))
+        .collect()
+}
+
+/// What a window makes of one partition.
+struct Draft {
+    assignment: Assignment,
+    next_offset: i64,
+    /// In the order of their jobs. A topic of work holds one tenant's, so there is one entry, unless somebody else wrote there.
+    outcomes: BTreeMap<Tenant, Vec<Outcome>>,
+    dead_letters: Vec<Append>,
+}
+
+impl Draft {
+    fn add(&mut self, outcome: Outcome) {
+        self.outcomes
+            .entry(outcome.tenant.clone())
+            .or_default()
+            .push(outcome);
+    }
+
+    fn into_step(self, source: Partition, context: &Context, now_ms: i64) -> Step {
+        let mut appends = self.dead_letters;
+        for (tenant, outcomes) in self.outcomes {
+            let topic = context.names.outcomes(&tenant);
+            appends.extend(Outcomes::pack(outcomes).iter().map(|record| Append {
+                topic: topic.clone(),
+                partition: Some(source.index),
+                timestamp_ms: now_ms,
+                key: None,
+                value: Some(record.encode().into()),
+                headers: Vec::new(),
+            }));
+        }
+        Step {
+            source,
+            assignment: self.assignment,
+            next_offset: self.next_offset,
+            appends,
+        }
+    }
 }
 
 /// What a window's outcomes add to the metrics, by tenant and status: looking a metric up for each outcome would cost as
@@ -110,17 +151,6 @@ impl Tally {
         for seconds in self.queue_seconds {
             queue_seconds.record(seconds);
         }
-    }
-}
-
-fn outcome_append(outcome: &Outcome, source: &Partition, context: &Context) -> Append {
-    Append {
-        topic: context.names.outcomes(&outcome.tenant),
-        partition: Some(source.index),
-        timestamp_ms: outcome.completed_at_ms,
-        key: None,
-        value: Some(outcome.encode().into()),
-        headers: Vec::new(),
     }
 }
 

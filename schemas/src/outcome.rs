@@ -39,16 +39,56 @@ pub struct Outcome {
     pub trace_id: Option<String>,
 }
 
-impl Record for Outcome {
-    const KIND: &'static str = "outcome";
-    const VERSION: u8 = 1;
+impl Outcome {
+    /// About how many bytes it encodes to, rather more than less.
+    fn size_bytes(&self) -> usize {
+        const NAMES_AND_NUMBERS: usize = 1_024;
+        let verdict = match &self.verdict {
+            Verdict::Succeeded { embedding } => size_of_val(&**embedding),
+            Verdict::Failed(reason) | Verdict::Rejected(reason) => reason.message.len(),
+        };
+        let labels: usize = self
+            .labels
+            .iter()
+            .map(|(key, value)| key.len() + value.len() + 10)
+            .sum();
+        NAMES_AND_NUMBERS + verdict + labels + self.model.len()
+    }
+}
+
+/// Outcomes that cross a topic as one record, in order: what a record costs by itself, in the clients and in the broker,
+/// is more than what an outcome costs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Outcomes(pub Vec<Outcome>);
+
+impl Outcomes {
+    /// A record has about so many bytes at most, unless a single outcome has more.
+    pub const BYTES_MAX: usize = 256 << 10;
+
+    /// Puts `outcomes` into as few records as their size allows.
+    pub fn pack(outcomes: impl IntoIterator<Item = Outcome>) -> Vec<Self> {
+        let (mut records, mut bytes): (Vec<Self>, usize) = (Vec::new(), 0);
+        for outcome in outcomes {
+            bytes += outcome.size_bytes();
+            match records.last_mut() {
+                Some(open) if bytes <= Self::BYTES_MAX => open.0.push(outcome),
+                _ => {
+                    bytes = outcome.size_bytes();
+                    records.push(Self(vec![outcome]));
+                }
+            }
+        }
+        records
+    }
+}
+
+impl Record for Outcomes {
+    const KIND: &'static str = "outcomes";
+    const VERSION: u8 = 2;
 
     fn size_hint(&self) -> usize {
-        let vector = match &self.verdict {
-            Verdict::Succeeded { embedding } => size_of_val(&**embedding),
-            Verdict::Failed(_) | Verdict::Rejected(_) => 0,
-        };
-        1_024 + vector
+        self.0.iter().map(Outcome::size_bytes).sum()
     }
 }
 
@@ -339,6 +379,54 @@ mod tests {
             InferenceFailed,
         ] {
             assert_eq!(serde_json::to_string(&code).unwrap(), format!("\"{code}\""));
+        }
+    }
+
+    fn rejected(message: String) -> Outcome {
+        Outcome {
+            origin: Origin {
+                topic: crate::TopicName::new("jobs").unwrap(),
+                topic_id: crate::TopicId::from_bytes([7; 16]),
+                partition: 0,
+                offset: 0,
+            },
+            route: Route::Rejected,
+            tenant: Tenant::unclaimed(),
+            job_id: JobId::new("a").unwrap(),
+            model: "minilm".to_owned(),
+            verdict: Verdict::Rejected(Reason {
+                code: ReasonCode::UnknownModel,
+                message,
+            }),
+            run: None,
+            cost: Cost {
+                device: None,
+                price_per_device_second: Decimal::ZERO,
+                currency: "USD".to_owned(),
+            },
+            submitted_at_ms: 0,
+            completed_at_ms: 0,
+            labels: BTreeMap::new(),
+            trace_id: None,
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn packed_outcomes_keep_their_order_and_no_record_is_larger_than_allowed_or_needed(
+            sizes in proptest::collection::vec(0_usize..200_000, 0..20),
+        ) {
+            let outcomes: Vec<_> = sizes.iter().map(|size| rejected("x".repeat(*size))).collect();
+            let records = Outcomes::pack(outcomes.clone());
+            for record in &records {
+                let bytes = record.encode().len();
+                proptest::prop_assert!(bytes <= Outcomes::BYTES_MAX && bytes <= record.size_hint());
+            }
+            for (record, next) in records.iter().zip(records.iter().skip(1)) {
+                proptest::prop_assert!(record.size_hint() + next.0[0].size_bytes() > Outcomes::BYTES_MAX);
+            }
+            let unpacked: Vec<_> = records.into_iter().flat_map(|record| record.0).collect();
+            proptest::prop_assert_eq!(unpacked, outcomes);
         }
     }
 

@@ -63,7 +63,8 @@ pub enum DecodeError {
     },
     /// Written by another version of Tributary.
     #[error(
-        "{kind} record has version {found}, and this build reads version {known}: upgrade the readers first"
+        "{kind} record has version {found}, and this build reads version {known}: {}",
+        if found > known { "upgrade the readers first" } else { "let the readers of that version finish first" }
     )]
     UnknownVersion {
         /// The record's kind.

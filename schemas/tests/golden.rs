@@ -6,8 +6,8 @@
 use std::{collections::BTreeMap, fmt::Debug, path::Path};
 
 use schemas::{
-    AdmittedJob, Cost, DecodeError, DeviceShare, Digest, JobId, ModelName, Origin, Outcome, Priority, Reason,
-    ReasonCode, Record, Route, Run, Task, Tenant, TopicId, TopicName, Verdict,
+    AdmittedJob, Cost, DecodeError, DeviceShare, Digest, JobId, ModelName, Origin, Outcome, Outcomes,
+    Priority, Reason, ReasonCode, Record, Route, Run, Task, Tenant, TopicId, TopicName, Verdict,
 };
 
 fn origin() -> Origin {
@@ -118,34 +118,41 @@ fn an_admitted_job_keeps_its_bytes() {
 }
 
 #[test]
-fn a_succeeded_outcome_keeps_its_bytes() {
-    check(&succeeded(), "outcome-succeeded.v1.bin");
-}
-
-#[test]
-fn a_rejected_outcome_keeps_its_bytes() {
-    check(&rejected(), "outcome-rejected.v1.bin");
+fn outcomes_keep_their_bytes() {
+    check(&Outcomes(vec![succeeded(), rejected()]), "outcomes.v2.bin");
 }
 
 #[test]
 fn a_record_of_another_version_says_so_instead_of_being_misread() {
-    let mut bytes = succeeded().encode();
-    bytes[0] = 2;
-    let error = Outcome::decode(&bytes).unwrap_err();
+    let mut bytes = Outcomes(vec![succeeded()]).encode();
+    bytes[0] = 3;
+    let error = Outcomes::decode(&bytes).unwrap_err();
     assert!(
         matches!(
             error,
             DecodeError::UnknownVersion {
-                found: 2,
-                known: 1,
+                found: 3,
+                known: 2,
                 ..
             }
         ),
         "{error}"
     );
-    assert!(matches!(Outcome::decode(&[]), Err(DecodeError::Empty { .. })));
+    assert!(
+        error.to_string().ends_with("upgrade the readers first"),
+        "{error}"
+    );
+    bytes[0] = 1;
+    let error = Outcomes::decode(&bytes).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .ends_with("let the readers of that version finish first"),
+        "{error}"
+    );
+    assert!(matches!(Outcomes::decode(&[]), Err(DecodeError::Empty { .. })));
     assert!(matches!(
-        Outcome::decode(b"\x01rubbish"),
+        Outcomes::decode(b"\x02rubbish"),
         Err(DecodeError::Malformed { .. })
     ));
 }

@@ -14,7 +14,7 @@ use parquet::{
     },
     schema::types::ColumnPath,
 };
-use schemas::{DecodeError, Outcome, Record as _, Tenant, TopicId, TopicName, tables};
+use schemas::{DecodeError, Outcome, Outcomes, Record as _, Tenant, TopicId, TopicName, tables};
 use topics::Record;
 
 use crate::{
@@ -58,13 +58,20 @@ pub(crate) fn encode(draft: &Draft<'_>, existing: Option<&RangeIntent>) -> Resul
     let bytes = draft.records.iter().map(Record::size_bytes).sum();
     let (mut marks, mut duplicates, mut undecodable) = (draft.marks_before.clone(), 0, Vec::new());
     for (position, record) in draft.records.iter().enumerate() {
-        match decode(draft, record)? {
-            Err(reason) => undecodable.push((position, reason)),
-            Ok(outcome) if marks.is_new(&outcome.origin, &outcome.route) => {
+        let outcomes = match decode(draft, record)? {
+            Ok(outcomes) => outcomes,
+            Err(reason) => {
+                undecodable.push((position, reason));
+                continue;
+            }
+        };
+        for outcome in outcomes {
+            if marks.is_new(&outcome.origin, &outcome.route) {
                 let day = days.entry(date_of(record)).or_insert_with(|| Day::new(bytes));
                 day.push(outcome);
+            } else {
+                duplicates += 1;
             }
-            Ok(_) => duplicates += 1,
         }
     }
     let last = draft.records.last().expect("a range has at least one record");
@@ -126,14 +133,16 @@ fn rows(intent: &RangeIntent) -> u64 {
     intent.files.iter().map(|file| file.rows).sum()
 }
 
-/// The outcome in `record`, or why it is none.
-fn decode(draft: &Draft<'_>, record: &Record) -> Result<Result<Outcome, String>, Error> {
-    match Outcome::decode(record.value.as_deref().unwrap_or_default()) {
-        Ok(outcome) if outcome.tenant == *draft.tenant => Ok(Ok(outcome)),
-        Ok(outcome) => Ok(Err(format!(
-            "the outcome is of tenant `{}`, on a topic of `{}`",
-            outcome.tenant, draft.tenant
-        ))),
+/// The outcomes in `record`, or why it has none.
+fn decode(draft: &Draft<'_>, record: &Record) -> Result<Result<Vec<Outcome>, String>, Error> {
+    match Outcomes::decode(record.value.as_deref().unwrap_or_default()) {
+        Ok(Outcomes(outcomes)) => match outcomes.iter().find(|outcome| outcome.tenant != *draft.tenant) {
+            None => Ok(Ok(outcomes)),
+            Some(foreign) => Ok(Err(format!(
+                "an outcome is of tenant `{}`, on a topic of `{}`",
+                foreign.tenant, draft.tenant
+            ))),
+        },
         Err(error @ DecodeError::UnknownVersion { .. }) => Err(Error::Invalid {
             what: format!(
                 "{}[{}] at offset {}: {error}",

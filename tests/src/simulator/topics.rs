@@ -7,6 +7,7 @@ use ::topics::{
     Subscription, TopicSpec, Topics, local::LocalTopics,
 };
 use async_trait::async_trait;
+use schemas::{Outcomes, Record as _};
 
 use super::{
     Mutation,
@@ -270,6 +271,12 @@ impl Committer for GatedCommitter {
             Some(Mutation::ReverseOutcomes) if self.is_processor() => {
                 for step in &mut steps {
                     step.appends.reverse();
+                    for value in step.appends.iter_mut().filter_map(|append| append.value.as_mut()) {
+                        if let Ok(mut outcomes) = Outcomes::decode(value) {
+                            outcomes.0.reverse();
+                            *value = outcomes.encode().into();
+                        }
+                    }
                 }
             }
             _ => {}
