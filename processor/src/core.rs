@@ -13,6 +13,7 @@ use tokio::{
 ///
 /// On a runtime of one thread there is no other: there it runs in place, so that everything happens in one order.
 pub(crate) struct Core {
+    number: usize,
     pool: Option<ThreadPool>,
 }
 
@@ -26,8 +27,13 @@ impl Core {
                 .expect("the system has room for a thread")
         };
         Self {
+            number,
             pool: (!alone).then(pool),
         }
+    }
+
+    pub(crate) fn number(&self) -> usize {
+        self.number
     }
 
     pub(crate) async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {

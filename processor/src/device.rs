@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicU64, AtomicUsize, Ordering},
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use crate::{
     cost, halving, metric_names,
-    model::{Encoder, Tokens},
+    model::{EncodeError, Encoder, Tokens},
     prepare::MicroBatch,
 };
 
@@ -22,6 +22,8 @@ pub(crate) struct Device {
     /// Tells this device's micro-batches from those of any other, and of an earlier start.
     run: String,
     batches_ever: AtomicU64,
+    /// The largest micro-batch that is worth trying, in tokens, padding included, as far as is known.
+    batch_tokens_max: AtomicUsize,
 }
 
 /// A micro-batch with its answers.
@@ -46,6 +48,28 @@ impl Device {
             encoders,
             run,
             batches_ever: AtomicU64::new(0),
+            batch_tokens_max: AtomicUsize::new(usize::MAX),
+        }
+    }
+
+    /// The largest micro-batch that the device's memory is known to allow, in tokens, padding included.
+    pub(crate) fn batch_tokens_max(&self) -> usize {
+        self.batch_tokens_max.load(Ordering::Relaxed)
+    }
+
+    /// Keeps later micro-batches to half of what was too much for the device's memory. A single text cannot be cut.
+    fn remember_limit(&self, texts: &[Tokens], error: &EncodeError) {
+        if texts.len() < 2 || !matches!(error, EncodeError::OutOfMemory { .. }) {
+            return;
+        }
+        let longest = texts.iter().map(|tokens| tokens.ids.len()).max().unwrap_or(0);
+        let limit = longest * texts.len() / 2;
+        if self.batch_tokens_max.fetch_min(limit, Ordering::Relaxed) > limit {
+            tracing::warn!(
+                batch_tokens_max = limit,
+                %error,
+                "the device is out of memory: smaller micro-batches from now on"
+            );
         }
     }
 
@@ -63,9 +87,13 @@ impl Device {
         let halved = halving::run(&batch.texts, |texts| {
             let began = Instant::now();
             let result = encode(encoder.as_ref(), texts);
+            let elapsed = began.elapsed().as_nanos();
+            if let Err(error) = &result {
+                self.remember_limit(texts, error);
+            }
             (
-                result,
-                u64::try_from(began.elapsed().as_nanos()).expect("a micro-batch ends within 500 years"),
+                result.map_err(|error| error.to_string()),
+                u64::try_from(elapsed).expect("a micro-batch ends within 500 years"),
             )
         });
         let failed: Vec<bool> = halved.results.iter().map(Result::is_err).collect();
@@ -103,18 +131,71 @@ impl Device {
 }
 
 /// The vectors of `texts`; an error for all of them if the model fails, panics, or gives anything that is no number.
-fn encode(encoder: &dyn Encoder, texts: &[Tokens]) -> Result<Vec<Vec<f32>>, String> {
+fn encode(encoder: &dyn Encoder, texts: &[Tokens]) -> Result<Vec<Vec<f32>>, EncodeError> {
     let encoded = catch_unwind(AssertUnwindSafe(|| encoder.encode(texts)));
     let vectors = match encoded {
-        Ok(result) => result.map_err(|error| error.to_string())?,
+        Ok(result) => result?,
         Err(panic) => {
             let message = panic.downcast_ref::<&str>().map(ToString::to_string);
             let message = message.or_else(|| panic.downcast_ref::<String>().cloned());
-            return Err(format!("the model panicked: {}", message.unwrap_or_default()));
+            return Err(EncodeError::Failed {
+                message: format!("it panicked: {}", message.unwrap_or_default()),
+            });
         }
     };
     match vectors.iter().flatten().find(|value| !value.is_finite()) {
-        Some(value) => Err(format!("the model gave {value}, which is no number")),
+        Some(value) => Err(EncodeError::Failed {
+            message: format!("it gave {value}, which is no number"),
+        }),
         None => Ok(vectors),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::attempts::JobKey;
+
+    /// A device whose memory takes so many tokens.
+    struct Small(usize);
+
+    impl Encoder for Small {
+        fn dimension(&self) -> usize {
+            1
+        }
+
+        fn encode(&self, texts: &[Tokens]) -> Result<Vec<Vec<f32>>, EncodeError> {
+            let longest = texts.iter().map(|tokens| tokens.ids.len()).max().unwrap_or(0);
+            if longest * texts.len() > self.0 {
+                return Err(EncodeError::OutOfMemory {
+                    texts: texts.len(),
+                    tokens: longest * texts.len(),
+                    message: "no room".to_owned(),
+                });
+            }
+            Ok(texts.iter().map(|_| vec![1.0]).collect())
+        }
+    }
+
+    #[test]
+    fn too_little_memory_costs_no_job_its_answer_and_later_micro_batches_are_smaller() {
+        let model = ModelName::new("minilm").unwrap();
+        let encoder: Box<dyn Encoder> = Box::new(Small(100));
+        let device = Device::new(BTreeMap::from([(model.clone(), encoder)]), "run".to_owned());
+        let tokens = Tokens {
+            ids: vec![0; 10],
+            truncated: false,
+        };
+        let batch = MicroBatch {
+            model,
+            members: (0..32).collect(),
+            texts: vec![tokens; 32],
+            jobs: Vec::<JobKey>::new(),
+            alone: false,
+        };
+        let ran = device.run(&batch);
+        assert_eq!(ran.answers.len(), 32);
+        assert!(ran.answers.iter().all(|(_, answer)| answer.result.is_ok()));
+        assert_eq!(device.batch_tokens_max(), 80);
     }
 }

@@ -5,9 +5,10 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{RwLock, mpsc, watch};
 
 use crate::{
+    attempts::Attempts,
     core::Core,
     device::Device,
     lanes::Budget,
@@ -20,7 +21,10 @@ use crate::{
 /// run, so that no core waits for another.
 pub(crate) struct Inference {
     device: Arc<Device>,
+    attempts: Arc<Attempts>,
     cores: usize,
+    /// Held for writing by a micro-batch that must be alone on the device, and for reading by any other.
+    in_use: RwLock<()>,
     /// Waited for by the cores that have nothing to do.
     feed: tokio::sync::Mutex<Feed>,
     progress: Mutex<Progress>,
@@ -47,6 +51,7 @@ impl Inference {
     /// as are under way; what the next may take goes to `budget`.
     pub(crate) fn new(
         device: Arc<Device>,
+        attempts: Arc<Attempts>,
         cores: usize,
         windows: mpsc::Receiver<Prepared>,
         whole: mpsc::Sender<Inferred>,
@@ -55,7 +60,9 @@ impl Inference {
     ) -> Self {
         Self {
             device,
+            attempts,
             cores,
+            in_use: RwLock::new(()),
             feed: tokio::sync::Mutex::new(Feed {
                 windows,
                 batches: VecDeque::new(),
@@ -72,8 +79,29 @@ impl Inference {
     /// Runs micro-batches on `core` until there are no more windows, or nobody takes them.
     pub(crate) async fn work(&self, core: Core) {
         while let Ok(Some((window, batch))) = self.next().await {
-            let device = Arc::clone(&self.device);
-            let ran = core.run(move || device.run(&batch)).await;
+            let alone = if batch.alone {
+                Some(self.in_use.write().await)
+            } else {
+                None
+            };
+            let beside = if batch.alone {
+                None
+            } else {
+                Some(self.in_use.read().await)
+            };
+            let (device, attempts, number) = (
+                Arc::clone(&self.device),
+                Arc::clone(&self.attempts),
+                core.number(),
+            );
+            let run = move || {
+                attempts.begin(number, &batch);
+                let ran = device.run(&batch);
+                attempts.end(number, &batch);
+                ran
+            };
+            let ran = core.run(run).await;
+            drop((alone, beside));
             let given_back = self.progress(|progress| {
                 progress.windows.answer(window, ran);
                 progress.give_back(self.cores)

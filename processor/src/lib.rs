@@ -8,6 +8,7 @@
 //! one ([`halving`]) and who pays for it ([`cost`]) are functions of values. The model stands behind one small trait,
 //! [`model::Encoder`]: tokens in, vectors out. This crate knows neither Kafka nor Parquet.
 
+mod attempts;
 mod batcher;
 mod core;
 mod cost;
@@ -23,4 +24,5 @@ mod prepare;
 mod service;
 mod windows;
 
+pub use attempts::{Attempts, DEATHS_MAX};
 pub use service::{Config, Served, Service};

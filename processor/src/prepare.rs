@@ -8,6 +8,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use topics::{Assignment, Partition, Record};
 
 use crate::{
+    attempts::{DEATHS_MAX, JobKey, Standing, Suspects, key},
     batcher,
     lanes::Waiting,
     model::{Tokenizer, Tokens},
@@ -67,12 +68,18 @@ pub(crate) struct MicroBatch {
     /// Which items, one for each of `texts`.
     pub(crate) members: Vec<usize>,
     pub(crate) texts: Vec<Tokens>,
+    /// Whose texts they are, for the record of attempts.
+    pub(crate) jobs: Vec<JobKey>,
+    /// Whether nothing may run beside it: its one text may kill the process.
+    pub(crate) alone: bool,
 }
 
-/// Makes `window` ready as of `now_ms`. Texts are tokenized on all cores.
+/// Makes `window` ready as of `now_ms`. Texts are tokenized on all cores; those of `suspects` run alone, and before the
+/// others.
 pub(crate) fn prepare(
     window: Window,
     models: &BTreeMap<ModelName, Reading>,
+    suspects: &Suspects,
     batch_tokens_max: usize,
     now_ms: i64,
 ) -> Prepared {
@@ -81,20 +88,28 @@ pub(crate) fn prepare(
     let read: Vec<(Item, Option<Tokens>)> = waiting
         .into_par_iter()
         .with_min_len(64)
-        .map(|waiting| read(waiting, models, now_ms))
+        .map(|waiting| read(waiting, models, suspects, now_ms))
         .collect();
     let mut items = Vec::with_capacity(read.len());
-    let mut ready: BTreeMap<ModelName, Vec<(usize, Tokens)>> = BTreeMap::new();
+    let mut ready: BTreeMap<ModelName, Vec<Text>> = BTreeMap::new();
+    let mut batches = Vec::new();
     for (index, (item, tokens)) in read.into_iter().enumerate() {
         if let (ItemState::Ready { job, .. }, Some(tokens)) = (&item.state, tokens) {
-            ready.entry(job.model.clone()).or_default().push((index, tokens));
+            let text = Text {
+                index,
+                job: key(&job.origin),
+                tokens,
+            };
+            match suspects.standing(&job.origin) {
+                Standing::Clear => ready.entry(job.model.clone()).or_default().push(text),
+                Standing::Suspect | Standing::GivenUp => batches.push(micro_batch(&job.model, [text], true)),
+            }
         }
         items.push(item);
     }
-    let batches = ready
-        .into_iter()
-        .flat_map(|(model, texts)| batches(&model, texts, batch_tokens_max))
-        .collect();
+    for (model, texts) in ready {
+        batches.extend(cut(&model, texts, batch_tokens_max));
+    }
     Prepared {
         items,
         batches,
@@ -103,7 +118,20 @@ pub(crate) fn prepare(
     }
 }
 
-fn read(waiting: Waiting, models: &BTreeMap<ModelName, Reading>, now_ms: i64) -> (Item, Option<Tokens>) {
+/// A text that is ready for the device.
+struct Text {
+    /// Which item of the window it is of.
+    index: usize,
+    job: JobKey,
+    tokens: Tokens,
+}
+
+fn read(
+    waiting: Waiting,
+    models: &BTreeMap<ModelName, Reading>,
+    suspects: &Suspects,
+    now_ms: i64,
+) -> (Item, Option<Tokens>) {
     let Waiting {
         tenant,
         source,
@@ -131,7 +159,7 @@ fn read(waiting: Waiting, models: &BTreeMap<ModelName, Reading>, now_ms: i64) ->
             return (item(ItemState::Undecodable { record, reason }), None);
         }
     };
-    match tokens_of(&job, models, now_ms) {
+    match tokens_of(&job, models, suspects, now_ms) {
         Ok(tokens) => {
             let state = ItemState::Ready {
                 job,
@@ -147,6 +175,7 @@ fn read(waiting: Waiting, models: &BTreeMap<ModelName, Reading>, now_ms: i64) ->
 fn tokens_of(
     job: &AdmittedJob,
     models: &BTreeMap<ModelName, Reading>,
+    suspects: &Suspects,
     now_ms: i64,
 ) -> Result<Tokens, Reason> {
     if let Some(late_ms) = job
@@ -157,6 +186,14 @@ fn tokens_of(
         let message = format!("the deadline passed {late_ms} ms before the job's turn");
         return Err(Reason {
             code: ReasonCode::DeadlinePassed,
+            message,
+        });
+    }
+    if suspects.standing(&job.origin) == Standing::GivenUp {
+        let message =
+            format!("the process died {DEATHS_MAX} times with nothing but this input on the device");
+        return Err(Reason {
+            code: ReasonCode::InferenceCrashed,
             message,
         });
     }
@@ -173,20 +210,32 @@ fn tokens_of(
     })
 }
 
-fn batches(model: &ModelName, texts: Vec<(usize, Tokens)>, batch_tokens_max: usize) -> Vec<MicroBatch> {
-    let lengths: Vec<usize> = texts.iter().map(|(_, tokens)| tokens.ids.len()).collect();
-    let mut texts: Vec<Option<(usize, Tokens)>> = texts.into_iter().map(Some).collect();
+fn cut(model: &ModelName, texts: Vec<Text>, batch_tokens_max: usize) -> Vec<MicroBatch> {
+    let lengths: Vec<usize> = texts.iter().map(|text| text.tokens.ids.len()).collect();
+    let mut texts: Vec<Option<Text>> = texts.into_iter().map(Some).collect();
     batcher::cut(&lengths, batch_tokens_max)
         .into_iter()
         .map(|batch| {
-            let (members, texts) = batch.into_iter().filter_map(|index| texts[index].take()).unzip();
-            MicroBatch {
-                model: model.clone(),
-                members,
-                texts,
-            }
+            let texts = batch.into_iter().filter_map(|index| texts[index].take());
+            micro_batch(model, texts, false)
         })
         .collect()
+}
+
+fn micro_batch(model: &ModelName, texts: impl IntoIterator<Item = Text>, alone: bool) -> MicroBatch {
+    let mut batch = MicroBatch {
+        model: model.clone(),
+        members: Vec::new(),
+        texts: Vec::new(),
+        jobs: Vec::new(),
+        alone,
+    };
+    for Text { index, job, tokens } in texts {
+        batch.members.push(index);
+        batch.texts.push(tokens);
+        batch.jobs.push(job);
+    }
+    batch
 }
 
 fn with_source(error: &dyn std::error::Error) -> String {

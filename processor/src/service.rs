@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use topics::{Chunk, Committer, Error, Event, Reader, Subscription, TopicPattern, Topics, offload};
 
 use crate::{
+    attempts::Attempts,
     core::Core,
     device::Device,
     inference::Inference,
@@ -75,16 +76,19 @@ pub struct Service {
     context: Arc<Context>,
     device: Arc<Device>,
     device_cores: usize,
+    attempts: Arc<Attempts>,
 }
 
 impl Service {
-    /// Serves `models` to the tenants of one pool. `run` tells this start from any other, in the ids of micro-batches.
+    /// Serves `models` to the tenants of one pool. `run` tells this start from any other, in the ids of micro-batches;
+    /// `attempts` finds jobs that kill the process.
     pub fn new(
         config: Config,
         topics: Arc<dyn Topics>,
         names: TopicNames,
         currency: String,
         models: BTreeMap<ModelName, Served>,
+        attempts: Attempts,
         run: String,
     ) -> Self {
         let (mut readings, mut encoders) = (BTreeMap::new(), BTreeMap::new());
@@ -113,6 +117,7 @@ impl Service {
             context,
             device,
             device_cores,
+            attempts: Arc::new(attempts),
         }
     }
 
@@ -155,6 +160,7 @@ impl Service {
         let (inferred, inferred_receiver) = mpsc::channel(WINDOWS_UNDER_WAY_MAX);
         let inference = Arc::new(Inference::new(
             Arc::clone(&self.device),
+            Arc::clone(&self.attempts),
             self.device_cores,
             prepared_receiver,
             inferred,
@@ -181,6 +187,7 @@ impl Service {
         while let Some(ended) = tasks.join_next().await {
             result(ended)?;
         }
+        self.attempts.all_ended();
         reader.close().await
     }
 
@@ -247,11 +254,16 @@ impl Service {
         prepared: mpsc::Sender<Prepared>,
     ) -> impl Future<Output = Result<(), Error>> + use<> {
         let (context, batch_tokens_max) = (Arc::clone(&self.context), self.config.batch_tokens_max);
+        let (attempts, device) = (Arc::clone(&self.attempts), Arc::clone(&self.device));
         async move {
             while let Some(window) = windows.recv().await {
                 let context = Arc::clone(&context);
                 let now_ms = chrono::Utc::now().timestamp_millis();
-                let ready = offload(move || prepare(window, &context.models, batch_tokens_max, now_ms)).await;
+                let suspects = attempts.suspects();
+                let batch_tokens_max = batch_tokens_max.min(device.batch_tokens_max());
+                let ready =
+                    offload(move || prepare(window, &context.models, &suspects, batch_tokens_max, now_ms))
+                        .await;
                 if prepared.send(ready).await.is_err() {
                     break;
                 }
@@ -340,7 +352,16 @@ mod tests {
             },
         };
         let models = BTreeMap::from([(name, served)]);
-        Service::new(config, topics, names, "USD".to_owned(), models, "run".to_owned())
+        let attempts = Attempts::unrecorded();
+        Service::new(
+            config,
+            topics,
+            names,
+            "USD".to_owned(),
+            models,
+            attempts,
+            "run".to_owned(),
+        )
     }
 
     #[tokio::test]

@@ -166,6 +166,8 @@ pub enum ReasonCode {
     DeadlinePassed,
     /// The model could not run this input.
     InferenceFailed,
+    /// The process died, more than once, while it ran this input alone.
+    InferenceCrashed,
 }
 
 impl ReasonCode {
@@ -185,6 +187,7 @@ impl ReasonCode {
             Self::InvalidDeadline => "invalid_deadline",
             Self::DeadlinePassed => "deadline_passed",
             Self::InferenceFailed => "inference_failed",
+            Self::InferenceCrashed => "inference_crashed",
         }
     }
 }

@@ -165,6 +165,7 @@ pub(crate) struct ProcessorSection {
     pub(crate) batch_tokens_max: usize,
     pub(crate) lane_bytes_max: usize,
     pub(crate) lanes_bytes_max: usize,
+    pub(crate) attempts_path: PathBuf,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -23,6 +23,8 @@ const JOBS: &[u8] = include_bytes!("../demo/jobs.jsonl");
 const FLUSH_INTERVAL_MS: u64 = 3_000;
 
 const TOPICS_FILE: &str = "_topics.redb";
+/// What was on the device when a run before this one died, in the lake's folder.
+const ATTEMPTS_FOLDER: &str = "_attempts";
 
 /// Runs the demo.
 pub(crate) async fn run(mut config: Config, args: DemoArgs) -> anyhow::Result<()> {
@@ -39,6 +41,7 @@ pub(crate) async fn run(mut config: Config, args: DemoArgs) -> anyhow::Result<()
         .with_context(|| format!("lake `{}`", args.lake.display()))?;
     config.topics.kind = TopicsKind::Local;
     config.topics.path = lake.join(TOPICS_FILE);
+    config.processor.attempts_path = lake.join(ATTEMPTS_FOLDER);
     config.sink.url = lake
         .to_str()
         .context("the lake's path is not valid UTF-8")?

@@ -181,6 +181,7 @@ pub(crate) fn open_topics(config: &Config, delivery: Delivery) -> anyhow::Result
         )?)),
         #[cfg(not(feature = "kafka"))]
         TopicsKind::Kafka => {
+            let _ = delivery;
             bail!(
                 "this build has no Kafka client: build it with --features kafka, or set topics.kind to \"local\""
             )
@@ -195,6 +196,15 @@ async fn processor(
 ) -> anyhow::Result<processor::Service> {
     let wanted = models_of_pool(config);
     let (models, device) = (config.models.clone(), config.processor.device);
+    // Processors that share a working directory are of other pools or instances.
+    let name = format!("{}-{}", config.processor.pool, config.topics.instance);
+    let folder = config.processor.attempts_path.join(name);
+    let attempts = processor::Attempts::open(&folder).with_context(|| {
+        format!(
+            "processor.attempts_path: folder `{}` cannot be used",
+            folder.display()
+        )
+    })?;
     let load = move || -> anyhow::Result<BTreeMap<ModelName, processor::Served>> {
         let wanted = models.into_iter().filter(|(name, _)| wanted.contains(name));
         wanted
@@ -213,6 +223,7 @@ async fn processor(
         policies.topics.clone(),
         policies.currency.clone(),
         models,
+        attempts,
         uuid::Uuid::new_v4().simple().to_string(),
     ))
 }

@@ -192,6 +192,7 @@ fn processor(scene: &Scene, topics: Arc<GatedTopics>, run: &str) -> processor::S
         policies.topics.clone(),
         policies.currency.clone(),
         models,
+        processor::Attempts::unrecorded(),
         run.to_owned(),
     )
 }
