@@ -18,7 +18,7 @@ use std::{
 
 use serde_json::Value;
 
-use crate::{KafkaServer, VersityGw};
+use crate::{KafkaServer, Link, VersityGw};
 
 /// The tenants that the cluster knows.
 pub const TENANTS: [&str; 5] = ["acme", "globex", "initech", "hooli", "stark"];
@@ -78,6 +78,8 @@ pub struct Cluster {
     pub kafka: KafkaServer,
     /// The store.
     pub s3: VersityGw,
+    /// The services' way to the store.
+    store_link: Link,
     /// Configuration and logs.
     pub folder: tempfile::TempDir,
     services: BTreeMap<Instance, Service>,
@@ -127,13 +129,15 @@ impl Cluster {
         let config = format!(
             "input_bytes_max = 262144\n[topics]\nkind = 'kafka'\n[topics.kafka]\nbootstrap.servers = '{}'\n\
              [http]\nlisten = '127.0.0.1:0'\n[log]\nformat = 'json'\n[sink]\nurl = 's3://{}'\nflush_interval_ms = 1000\n\
-             [models.minilm]\nsource = '{model}'\nprice_per_device_second = '0.000125'\n{tenants}",
+             [processor]\nattempts_path = '{}'\n[models.minilm]\nsource = '{model}'\nprice_per_device_second = '0.000125'\n{tenants}",
             kafka.bootstrap_servers(),
             s3.bucket(),
+            folder.path().join("attempts").display(),
         );
         std::fs::write(folder.path().join("tributary.toml"), config).unwrap();
         Self {
             kafka,
+            store_link: Link::to(s3.address()),
             s3,
             folder,
             services: BTreeMap::new(),
@@ -180,9 +184,16 @@ impl Cluster {
             .folder
             .path()
             .join(format!("{stage}-{number}-{}.log", self.starts));
-        let identity = format!("topics.instance={number}");
+        let settings = [
+            format!("topics.instance={number}"),
+            format!("topics.kafka.client.id={stage}-{number}"),
+            format!("topics.kafka.bootstrap.servers={}", self.kafka.link().address()),
+        ];
+        let settings = settings.iter().flat_map(|setting| ["--set", setting]);
         let process = self
-            .tributary(&[stage, "--set", &identity])
+            .tributary(&[stage])
+            .args(settings)
+            .env("AWS_ENDPOINT", format!("http://{}", self.store_link.address()))
             .args(more)
             .stderr(File::create(&log).unwrap())
             .spawn()
@@ -225,6 +236,26 @@ impl Cluster {
     /// Sends an instance a signal.
     pub fn signal(&self, instance: Instance, signal: &str) {
         run(Command::new("kill").args([signal, &self.services[&instance].process.id().to_string()]));
+    }
+
+    /// Cuts an instance off from the broker.
+    pub fn cut_from_broker(&self, (stage, number): Instance) {
+        self.kafka.link().cut(&format!("{stage}-{number}"));
+    }
+
+    /// Lets an instance reach the broker again. What it sent meanwhile arrives now.
+    pub fn heal_from_broker(&self, (stage, number): Instance) {
+        self.kafka.link().heal(&format!("{stage}-{number}"));
+    }
+
+    /// Cuts every service off from the store.
+    pub fn cut_store(&self) {
+        self.store_link.cut("");
+    }
+
+    /// Lets the services reach the store again. What they sent meanwhile arrives now.
+    pub fn heal_store(&self) {
+        self.store_link.heal("");
     }
 
     /// The instances that ended by themselves, which none should.

@@ -11,7 +11,10 @@ use std::{
 
 use tempfile::TempDir;
 
-use crate::child::{Program, Running, free_port, repository};
+use crate::{
+    Link,
+    child::{Program, Running, free_port, repository},
+};
 
 /// A broker on free ports of this machine with its data in a temporary folder. It is killed when this is dropped and when
 /// the test ends; its log is kept when the test failed.
@@ -19,6 +22,7 @@ pub struct KafkaServer {
     program: Program,
     running: Option<Running>,
     folder: Option<TempDir>,
+    link: Link,
 }
 
 impl KafkaServer {
@@ -27,20 +31,13 @@ impl KafkaServer {
     /// # Panics
     /// Where the broker's jars were not fetched, or it does not come up.
     pub fn start() -> Self {
-        Self::start_with(&[])
-    }
-
-    /// As [`KafkaServer::start`], with further broker settings.
-    ///
-    /// # Panics
-    /// As [`KafkaServer::start`].
-    pub fn start_with(settings: &[(&str, &str)]) -> Self {
         let folder = TempDir::with_prefix("kafka-").expect("a temporary folder can be made");
-        let (port, controller_port) = (free_port(), free_port());
+        let (port, controller_port, linked_port) = (free_port(), free_port(), free_port());
+        let link = Link::to(SocketAddr::from((Ipv4Addr::LOCALHOST, linked_port)));
         let properties = folder.path().join("server.properties");
         fs::write(
             &properties,
-            broker_properties(folder.path(), port, controller_port, settings),
+            broker_properties(folder.path(), port, controller_port, linked_port, link.address()),
         )
         .expect("the temporary folder can be written");
         let libs = libs();
@@ -63,6 +60,7 @@ impl KafkaServer {
             program,
             running: None,
             folder: Some(folder),
+            link,
         };
         server.restart();
         server
@@ -71,6 +69,11 @@ impl KafkaServer {
     /// `bootstrap.servers` for clients.
     pub fn bootstrap_servers(&self) -> String {
         self.program.address.to_string()
+    }
+
+    /// The way to the broker that can be cut. Whoever comes by it is told to stay on it.
+    pub fn link(&self) -> &Link {
+        &self.link
     }
 
     /// Ends the broker in order.
@@ -164,13 +167,21 @@ fn format_storage(libs: &Path, properties: &Path) {
     );
 }
 
-fn broker_properties(folder: &Path, port: u16, controller_port: u16, settings: &[(&str, &str)]) -> String {
-    let mut properties = format!(
+fn broker_properties(
+    folder: &Path,
+    port: u16,
+    controller_port: u16,
+    linked_port: u16,
+    link: SocketAddr,
+) -> String {
+    format!(
         "process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:{controller_port}
-listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+listeners=PLAINTEXT://127.0.0.1:{port},LINKED://127.0.0.1:{linked_port},CONTROLLER://127.0.0.1:{controller_port}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port},LINKED://{link}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,LINKED:PLAINTEXT,CONTROLLER:PLAINTEXT
+inter.broker.listener.name=PLAINTEXT
 controller.listener.names=CONTROLLER
 log.dirs={}
 auto.create.topics.enable=false
@@ -184,9 +195,5 @@ share.coordinator.state.topic.min.isr=1
 group.initial.rebalance.delay.ms=0
 ",
         folder.join("data").display()
-    );
-    for (name, value) in settings {
-        properties.push_str(&format!("{name}={value}\n"));
-    }
-    properties
+    )
 }

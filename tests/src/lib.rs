@@ -5,8 +5,10 @@ mod child;
 pub mod cluster;
 pub mod invariants;
 mod kafka;
+mod link;
 mod s3;
 pub mod simulator;
 
 pub use kafka::KafkaServer;
+pub use link::Link;
 pub use s3::VersityGw;

@@ -71,6 +71,11 @@ impl VersityGw {
         format!("http://{}", self.program.address)
     }
 
+    /// Where its address is, without the scheme.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.program.address
+    }
+
     /// The name of its bucket.
     pub fn bucket(&self) -> &'static str {
         BUCKET

@@ -69,6 +69,10 @@ enum Blow {
     KillBroker,
     StopBroker,
     KillStore,
+    /// The network between a service and the broker, for longer than a session or shorter.
+    CutBroker,
+    /// The network between the services and the store.
+    CutStore,
 }
 
 fn main() {
@@ -142,6 +146,16 @@ fn main() {
                 thread::sleep(Duration::from_millis(random.u64(0..3_000)));
                 cluster.s3.restart();
             }
+            Blow::CutBroker => {
+                cluster.cut_from_broker(instance);
+                thread::sleep(Duration::from_millis(random.u64(0..15_000)));
+                cluster.heal_from_broker(instance);
+            }
+            Blow::CutStore => {
+                cluster.cut_store();
+                thread::sleep(Duration::from_millis(random.u64(0..15_000)));
+                cluster.heal_store();
+            }
         }
         *blows.entry(blow).or_default() += 1;
         let ended = cluster.ended();
@@ -196,6 +210,8 @@ fn next(random: &mut fastrand::Rng, options: &Options, blows: &BTreeMap<Blow, u6
         3..7 => Blow::RestartService,
         7..10 => Blow::StopBroker,
         10..14 => Blow::KillStore,
+        14..18 => Blow::CutBroker,
+        18..21 => Blow::CutStore,
         _ => Blow::KillService,
     }
 }
