@@ -299,6 +299,18 @@ impl Cluster {
             .sum::<f64>() as u64
     }
 
+    /// The most memory that an instance ever held.
+    pub fn resident_peak_bytes(&self, instance: Instance) -> u64 {
+        let status = format!("/proc/{}/status", self.services[&instance].process.id());
+        let status = std::fs::read_to_string(status).unwrap();
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmHWM:"))
+            .unwrap();
+        let kibibytes: u64 = line.trim().trim_end_matches(" kB").parse().unwrap();
+        kibibytes << 10
+    }
+
     /// Puts each line of `file` on `topic`.
     pub fn produce_lines(&self, topic: &str, file: &Path) {
         let broker = self.kafka.bootstrap_servers();

@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::{fs::File, process::Command};
+use std::{fs::File, path::Path, process::Command};
 
 use serde_json::Value;
 use stories::cluster::{Cluster, Service, TENANTS, python, root, run, text, tributary, wait_for};
@@ -101,13 +101,7 @@ fn each_service_is_killed_in_the_middle_of_its_work_and_each_job_still_ends_once
     const JOBS: u64 = 150_000;
     let mut cluster = Cluster::start("passthrough:384");
     let file = cluster.folder.path().join("jobs.jsonl");
-    let job = |number: u64| {
-        let tenant = TENANTS[(number % 5) as usize];
-        format!(
-            "{{\"id\":\"{number}\",\"tenant\":\"{tenant}\",\"model\":\"minilm\",\"input\":\"Text number {number}\"}}\n"
-        )
-    };
-    std::fs::write(&file, (0..JOBS).map(job).collect::<String>()).unwrap();
+    write_jobs(&file, JOBS);
     cluster.produce_lines("jobs", &file);
 
     for (service, metric, enough) in [
@@ -134,6 +128,34 @@ fn each_service_is_killed_in_the_middle_of_its_work_and_each_job_still_ends_once
     assert_eq!(seen["duckdb"]["distinct_origins"], JOBS);
     assert_eq!(seen["duckdb"]["joined"], JOBS);
     assert_eq!(seen["duckdb"]["unbalanced_batches"], 0);
+}
+
+#[test]
+fn a_store_that_does_not_answer_holds_nobody_up_but_the_sink_whose_memory_stays_bounded() {
+    const JOBS: u64 = 200_000;
+    const MEMORY_MAX: u64 = 16 << 20;
+    let mut cluster = Cluster::servers("passthrough:384");
+    let memory = format!("sink.memory_bytes_max={MEMORY_MAX}");
+    for stage in ["ingest", "processor", "sink"] {
+        cluster.spawn((stage, 0), &["--set", &memory]);
+    }
+    cluster.cut_store();
+    let file = cluster.folder.path().join("jobs.jsonl");
+    write_jobs(&file, JOBS);
+    cluster.produce_lines("jobs", &file);
+    wait_for("the processor to be through with all jobs", || {
+        cluster.metric(("processor", 0), "tributary_processor_outcomes_total") >= JOBS
+    });
+    assert!(!text(&cluster.verify(&[]).stdout).contains(&format!(" {JOBS} outcomes\n")));
+    // Beside what waits there are the files being encoded, what Kafka's client fetched ahead, and the process itself.
+    let resident = cluster.resident_peak_bytes(("sink", 0));
+    assert!(resident < 16 * MEMORY_MAX, "the sink took {} MiB", resident >> 20);
+
+    cluster.heal_store();
+    cluster.wait_for_outcomes(JOBS);
+    cluster.end();
+    let verified = cluster.verify(&["--data"]);
+    assert!(verified.status.success(), "{}", text(&verified.stdout));
 }
 
 #[test]
@@ -175,4 +197,15 @@ fn waits_for_the_broker(stage: &str) {
         let written = std::fs::read_to_string(&log).unwrap();
         written.contains("starting over") && written.contains("bootstrap.servers")
     });
+}
+
+/// So many jobs of all tenants in turn, a line each.
+fn write_jobs(file: &Path, count: u64) {
+    let job = |number: u64| {
+        let tenant = TENANTS[(number % 5) as usize];
+        format!(
+            "{{\"id\":\"{number}\",\"tenant\":\"{tenant}\",\"model\":\"minilm\",\"input\":\"Text number {number}\"}}\n"
+        )
+    };
+    std::fs::write(file, (0..count).map(job).collect::<String>()).unwrap();
 }

@@ -20,6 +20,7 @@ mod native;
 mod polled;
 mod reader;
 mod settings;
+mod stall;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -101,7 +102,8 @@ impl KafkaTopics {
     async fn join(&self, group: &str, subscription: &Subscription) -> Result<KafkaReader, Error> {
         let (config, subscription) = (self.settings.consumer(group), subscription.clone());
         let (ids, complaints) = (self.ids.clone(), self.complaints.clone());
-        blocking(move || KafkaReader::join(&config, &subscription, ids, complaints)).await
+        let group = group.to_owned();
+        blocking(move || KafkaReader::join(&config, group, &subscription, ids, complaints)).await
     }
 
     fn observer(&self, group: &str) -> Result<Arc<BaseConsumer<Complaints>>, Error> {

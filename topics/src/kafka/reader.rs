@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{
-        Arc, Weak,
+        Arc, Mutex, Weak,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -28,11 +28,14 @@ use super::{
     ids::TopicIds,
     membership::{Change, Membership, Place},
     native,
+    stall::{Sighting, StallWatch},
 };
 use crate::{
     Assignment, Chunk, Error, Event, Partition, Progress, Reader, Record, Step, Subscription, TopicPattern,
 };
 
+/// Partitions of a `group` that stand still while records wait in them.
+const STALLED_PARTITIONS: &str = "tributary_topics_stalled_partitions";
 /// Events that wait for the stage. With the two bounds of a chunk this bounds their memory; when it is reached the
 /// thread waits, and librdkafka stops fetching at its own bound.
 const EVENTS_WAITING_MAX: usize = 4;
@@ -54,6 +57,8 @@ pub(super) type GroupConsumer = BaseConsumer<MemberContext>;
 /// The callbacks of a member of a group. They run on the polling thread, inside a poll.
 pub(super) struct MemberContext {
     pub(super) membership: Membership,
+    group: String,
+    stall_watch: Mutex<StallWatch>,
     complaints: Complaints,
 }
 
@@ -62,7 +67,35 @@ impl ClientContext for MemberContext {
         self.complaints.log(level, facility, message);
     }
 
-    fn stats(&self, _: Statistics) {}
+    /// Comes every `statistics.interval.ms`.
+    fn stats(&self, statistics: Statistics) {
+        let mut watch = self.stall_watch.lock().expect("no holder of this lock panics");
+        let stalls = watch.look(sightings(statistics));
+        metrics::gauge!(STALLED_PARTITIONS, "group" => self.group.clone()).set(stalls.count as f64);
+        for Sighting {
+            place: (topic, partition),
+            position,
+            end,
+        } in stalls.begun
+        {
+            tracing::warn!(
+                group = self.group,
+                topic,
+                partition,
+                position,
+                end,
+                "partition stands still while records wait: its stage holds it back, or the broker does not deliver"
+            );
+        }
+        for (topic, partition) in stalls.over {
+            tracing::info!(
+                group = self.group,
+                topic,
+                partition,
+                "partition stands still no more"
+            );
+        }
+    }
 }
 
 impl ConsumerContext for MemberContext {
@@ -79,6 +112,24 @@ impl ConsumerContext for MemberContext {
             Rebalance::Error(error) => tracing::warn!(%error, "a rebalance failed"),
         }
     }
+}
+
+/// Partitions that are read now, and where. What is at the end of a partition and is no record for anybody, such as the
+/// marker of a transaction, counts as read when it was fetched.
+fn sightings(statistics: Statistics) -> Vec<Sighting> {
+    let mut sightings = Vec::new();
+    for (topic, statistics) in statistics.topics {
+        let read_now = statistics
+            .partitions
+            .values()
+            .filter(|partition| partition.fetch_state == "active");
+        sightings.extend(read_now.map(|partition| Sighting {
+            place: (topic.clone(), partition.partition),
+            position: partition.app_offset.max(partition.next_offset),
+            end: partition.ls_offset,
+        }));
+    }
+    sightings
 }
 
 fn places(partitions: &TopicPartitionList) -> Vec<Place> {
@@ -104,12 +155,15 @@ impl KafkaReader {
     /// Joins the group of `config`.
     pub(super) fn join(
         config: &ClientConfig,
+        group: String,
         subscription: &Subscription,
         ids: TopicIds,
         complaints: Complaints,
     ) -> Result<Self, Error> {
         let context = MemberContext {
             membership: Membership::default(),
+            group,
+            stall_watch: Mutex::default(),
             complaints,
         };
         let consumer: GroupConsumer = config

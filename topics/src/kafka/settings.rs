@@ -80,7 +80,7 @@ const REFUSED: [(&str, &str); 14] = [
 ];
 
 /// For every consumer, unless the user says otherwise.
-const CONSUMER: [(&str, &str); 11] = [
+const CONSUMER: [(&str, &str); 12] = [
     ("partition.assignment.strategy", "cooperative-sticky"),
     // A new tenant's topic is seen after this.
     ("topic.metadata.refresh.interval.ms", "2000"),
@@ -88,6 +88,8 @@ const CONSUMER: [(&str, &str); 11] = [
     ("session.timeout.ms", "10000"),
     // A member learns by its heartbeat that the group rebalances; a handing-over takes two.
     ("heartbeat.interval.ms", "1000"),
+    // How often it is looked whether a partition stands still.
+    ("statistics.interval.ms", "30000"),
     // What is fetched ahead, bounded in bytes for large records and in number for small ones, whose bookkeeping in
     // librdkafka outweighs them. A full queue is looked at again soon, not after a second.
     ("queued.max.messages.kbytes", "16384"),
