@@ -57,7 +57,9 @@ pub fn python() -> PathBuf {
 
 /// What `command` wrote. It must succeed.
 pub fn run(command: &mut Command) -> String {
-    let output = command.output().unwrap();
+    let output = command
+        .output()
+        .unwrap_or_else(|error| panic!("{command:?} cannot be run: {error}; is it installed?"));
     assert!(
         output.status.success(),
         "{command:?}: {}{}",
