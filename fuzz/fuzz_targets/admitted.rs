@@ -1,10 +1,10 @@
 #![no_main]
 //! Any value of a record between two stages.
 
-use schemas::{AdmittedJob, Record};
+use schemas::{AdmittedJobs, Record};
 
 libfuzzer_sys::fuzz_target!(|value: &[u8]| {
-    if let Ok(record) = AdmittedJob::decode(value) {
+    if let Ok(record) = AdmittedJobs::decode(value) {
         fuzz::reads_back(&record);
     }
 });

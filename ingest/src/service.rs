@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use schemas::{Outcome, Outcomes, Policies, ReasonCode, Tenant, TopicName};
+use schemas::{AdmittedJob, AdmittedJobs, Outcome, Outcomes, Policies, ReasonCode, Tenant, TopicName};
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -146,7 +146,8 @@ impl Service {
         let now_ms = chrono::Utc::now().timestamp_millis();
         let (policies, source) = (&self.policies, &chunk.partition);
         let mut tally = Tally::default();
-        let mut appends = Vec::with_capacity(chunk.records.len());
+        let mut appends = Vec::new();
+        let mut admitted: BTreeMap<(TopicName, i32), Vec<AdmittedJob>> = BTreeMap::new();
         let mut rejected: BTreeMap<(TopicName, i32), Vec<Outcome>> = BTreeMap::new();
         for record in &chunk.records {
             let decision = decide(Received { source, record }, policies, now_ms);
@@ -156,7 +157,7 @@ impl Service {
                     let policy = &policies.tenants[&job.tenant];
                     let topic = policies.topics.work(&policy.pool, &job.tenant);
                     let partition = job.origin.spread_over(policy.partitions);
-                    appends.push(append(topic, partition, &job, now_ms));
+                    admitted.entry((topic, partition)).or_default().push(job);
                 }
                 Decision::Reject(outcome) => {
                     let topic = policies.topics.outcomes(&outcome.tenant);
@@ -170,6 +171,11 @@ impl Service {
                     let topic = policies.topics.dead_letters();
                     appends.push(dead_letter(source, record, &reason, topic, now_ms));
                 }
+            }
+        }
+        for ((topic, partition), jobs) in admitted {
+            for record in AdmittedJobs::pack(jobs) {
+                appends.push(append(topic.clone(), partition, &record, now_ms));
             }
         }
         for ((topic, partition), outcomes) in rejected {
@@ -355,7 +361,7 @@ mod tests {
         let began_ms = chrono::Utc::now().timestamp_millis();
         let appends = service().decide_chunk(&chunk);
         let ended_ms = chrono::Utc::now().timestamp_millis();
-        assert_eq!(appends.len(), 5, "the two rejections share a record");
+        assert_eq!(appends.len(), 4, "jobs share a record, and so do rejections");
         for append in appends {
             assert!((began_ms..=ended_ms).contains(&append.timestamp_ms), "{append:?}");
         }

@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     const MOST: Budget = Budget {
-        records_max: 100,
+        jobs_max: 100,
         bytes_max: 1_000_000,
     };
 

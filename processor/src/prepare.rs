@@ -3,7 +3,9 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use rayon::prelude::*;
-use schemas::{AdmittedJob, Digest, ModelName, ModelTerms, Reason, ReasonCode, Record as _};
+use schemas::{
+    AdmittedJob, AdmittedJobs, Digest, ModelName, ModelTerms, Reason, ReasonCode, Record as _, Tenant,
+};
 use tokio::sync::OwnedSemaphorePermit;
 use topics::{Assignment, Partition, Record};
 
@@ -13,6 +15,9 @@ use crate::{
     lanes::Waiting,
     model::{Tokenizer, Tokens},
 };
+
+/// A core that is given fewer records spends more on being woken than on reading them.
+const RECORDS_A_CORE_MIN: usize = 8;
 
 /// What is known of a model without its device.
 #[derive(Clone)]
@@ -31,7 +36,7 @@ pub(crate) struct Window {
 
 /// A window that the device can run.
 pub(crate) struct Prepared {
-    /// Every record of the window, in the order of the lanes.
+    /// Every job of the window, in the order of the lanes.
     pub(crate) items: Vec<Item>,
     /// What of it the device shall run.
     pub(crate) batches: Vec<MicroBatch>,
@@ -40,15 +45,16 @@ pub(crate) struct Prepared {
     pub(crate) place: OwnedSemaphorePermit,
 }
 
-/// A record of the window.
+/// A job of the window, or a record without any.
 pub(crate) struct Item {
     pub(crate) source: Partition,
     pub(crate) assignment: Assignment,
+    /// Of the record, which may have more jobs.
     pub(crate) offset: i64,
     pub(crate) state: ItemState,
 }
 
-/// What is known of a record before the device runs.
+/// What is known of a job before the device runs.
 pub(crate) enum ItemState {
     /// It is in a micro-batch.
     Ready {
@@ -58,7 +64,7 @@ pub(crate) enum ItemState {
     },
     /// It needs no device to fail.
     Failed { job: AdmittedJob, reason: Reason },
-    /// It is no admitted job of this tenant.
+    /// The record is no admitted jobs of this tenant.
     Undecodable { record: Record, reason: String },
 }
 
@@ -87,8 +93,8 @@ pub(crate) fn prepare(
     let bytes = waiting.iter().map(|waiting| waiting.record.size_bytes()).sum();
     let read: Vec<(Item, Option<Tokens>)> = waiting
         .into_par_iter()
-        .with_min_len(64)
-        .map(|waiting| read(waiting, models, suspects, now_ms))
+        .with_min_len(RECORDS_A_CORE_MIN)
+        .flat_map_iter(|waiting| read(waiting, models, suspects, now_ms))
         .collect();
     let mut items = Vec::with_capacity(read.len());
     let mut ready: BTreeMap<ModelName, Vec<Text>> = BTreeMap::new();
@@ -131,35 +137,26 @@ fn read(
     models: &BTreeMap<ModelName, Reading>,
     suspects: &Suspects,
     now_ms: i64,
-) -> (Item, Option<Tokens>) {
+) -> Vec<(Item, Option<Tokens>)> {
     let Waiting {
         tenant,
         source,
         assignment,
         record,
+        ..
     } = waiting;
     let offset = record.offset;
     let item = |state| Item {
-        source,
+        source: source.clone(),
         assignment,
         offset,
         state,
     };
-    let job = match AdmittedJob::decode(record.value.as_deref().unwrap_or_default()) {
-        Ok(job) if job.tenant == tenant => job,
-        Ok(job) => {
-            let reason = format!(
-                "the record is of tenant `{}`, on a work topic of `{tenant}`",
-                job.tenant
-            );
-            return (item(ItemState::Undecodable { record, reason }), None);
-        }
-        Err(error) => {
-            let reason = with_source(&error);
-            return (item(ItemState::Undecodable { record, reason }), None);
-        }
+    let jobs = match jobs(&record, &tenant) {
+        Ok(jobs) => jobs,
+        Err(reason) => return vec![(item(ItemState::Undecodable { record, reason }), None)],
     };
-    match tokens_of(&job, models, suspects, now_ms) {
+    let ready = |job: AdmittedJob| match tokens_of(&job, models, suspects, now_ms) {
         Ok(tokens) => {
             let state = ItemState::Ready {
                 job,
@@ -169,6 +166,21 @@ fn read(
             (item(state), Some(tokens))
         }
         Err(reason) => (item(ItemState::Failed { job, reason }), None),
+    };
+    jobs.into_iter().map(ready).collect()
+}
+
+/// The jobs in `record`, or why it has none for `tenant`.
+fn jobs(record: &Record, tenant: &Tenant) -> Result<Vec<AdmittedJob>, String> {
+    let AdmittedJobs(jobs) = AdmittedJobs::decode(record.value.as_deref().unwrap_or_default())
+        .map_err(|error| with_source(&error))?;
+    match jobs.iter().find(|job| job.tenant != *tenant) {
+        None if jobs.is_empty() => Err("the record has no jobs".to_owned()),
+        None => Ok(jobs),
+        Some(foreign) => Err(format!(
+            "a job is of tenant `{}`, on a work topic of `{tenant}`",
+            foreign.tenant
+        )),
     }
 }
 

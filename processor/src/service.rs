@@ -10,7 +10,7 @@
 
 use std::{collections::BTreeMap, num::NonZeroUsize, sync::Arc, time::Instant};
 
-use schemas::{AdmittedJob, DecodeError, ModelName, ModelTerms, Pool, Record as _, TopicNames};
+use schemas::{AdmittedJobs, DecodeError, ModelName, ModelTerms, Pool, Record as _, TopicNames};
 use serde::{Deserialize, Serialize};
 use tokio::{
     sync::{Semaphore, mpsc, watch},
@@ -150,7 +150,7 @@ impl Service {
             .await?;
         ready();
         let most = Budget {
-            records_max: self.config.window_jobs_max,
+            jobs_max: self.config.window_jobs_max,
             bytes_max: self.config.window_bytes_max,
         };
         let pace = Pace::new(self.config.window_ms, most, FIRST_WINDOW_BYTES);
@@ -278,11 +278,11 @@ fn result(ended: Result<Result<(), Error>, JoinError>) -> Result<(), Error> {
     ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
 }
 
-/// A job of another version is a good one that an upgrade will read: better to stop than to call it dead.
+/// Jobs of another version are good ones that an upgrade will read: better to stop than to call them dead.
 fn refuse_other_versions(chunk: &Chunk) -> Result<(), Error> {
     for record in &chunk.records {
         if let Err(error @ DecodeError::UnknownVersion { .. }) =
-            AdmittedJob::body(record.value.as_deref().unwrap_or_default())
+            AdmittedJobs::body(record.value.as_deref().unwrap_or_default())
         {
             return Err(Error::Invalid {
                 what: format!("{} at offset {}", chunk.partition, record.offset),
@@ -383,7 +383,7 @@ mod tests {
             partition: Some(0),
             timestamp_ms: 0,
             key: None,
-            value: Some(vec![AdmittedJob::VERSION + 1, 0x80].into()),
+            value: Some(vec![AdmittedJobs::VERSION + 1, 0x80].into()),
             headers: Vec::new(),
         };
         for appended in topics.appender().await.unwrap().append(vec![newer]).await {

@@ -19,7 +19,7 @@ pub mod tables;
 mod text;
 mod topic;
 
-pub use admitted::AdmittedJob;
+pub use admitted::{AdmittedJob, AdmittedJobs};
 pub use job::{Job, Priority};
 pub use names::{InvalidName, JobId, ModelName, Pool, Tenant};
 pub use origin::{Origin, Route};

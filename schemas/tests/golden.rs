@@ -6,8 +6,8 @@
 use std::{collections::BTreeMap, fmt::Debug, path::Path};
 
 use schemas::{
-    AdmittedJob, Cost, DecodeError, DeviceShare, Digest, JobId, ModelName, Origin, Outcome, Outcomes,
-    Priority, Reason, ReasonCode, Record, Route, Run, Task, Tenant, TopicId, TopicName, Verdict,
+    AdmittedJob, AdmittedJobs, Cost, DecodeError, DeviceShare, Digest, JobId, ModelName, Origin, Outcome,
+    Outcomes, Priority, Reason, ReasonCode, Record, Route, Run, Task, Tenant, TopicId, TopicName, Verdict,
 };
 
 fn origin() -> Origin {
@@ -113,8 +113,18 @@ fn check<R: Record + PartialEq + Debug>(record: &R, file: &str) {
 }
 
 #[test]
-fn an_admitted_job_keeps_its_bytes() {
-    check(&admitted_job(), "admitted-job.v1.bin");
+fn admitted_jobs_keep_their_bytes() {
+    let shortest = AdmittedJob {
+        text_pair: None,
+        priority: None,
+        deadline_ms: None,
+        labels: BTreeMap::new(),
+        trace_id: None,
+        ..admitted_job()
+    };
+    let jobs = AdmittedJobs(vec![admitted_job(), shortest]);
+    check(&jobs, "admitted-jobs.v2.bin");
+    assert_eq!(AdmittedJobs::count(&jobs.encode()).unwrap(), 2);
 }
 
 #[test]

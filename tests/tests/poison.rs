@@ -6,8 +6,8 @@ use std::{collections::BTreeMap, path::Path, process::Command};
 
 use processor::DEATHS_MAX;
 use schemas::{
-    AdmittedJob, JobId, ModelName, Origin, Outcome, Outcomes, Pool, Record as _, Tenant, TopicId, TopicName,
-    TopicNames, Verdict,
+    AdmittedJob, AdmittedJobs, JobId, ModelName, Origin, Outcome, Outcomes, Pool, Record as _, Tenant,
+    TopicId, TopicName, TopicNames, Verdict,
 };
 use topics::{Append, Event, Subscription, TopicPattern, TopicSpec, Topics as _, local::LocalTopics};
 
@@ -73,7 +73,7 @@ async fn produce(path: &Path) {
         partition: Some(job.origin.spread_over(2)),
         timestamp_ms: 0,
         key: None,
-        value: Some(job.encode().into()),
+        value: Some(AdmittedJobs(vec![job]).encode().into()),
         headers: Vec::new(),
     };
     let appends = (0..JOBS).map(job).map(append).collect();
