@@ -9,7 +9,8 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fs,
+    io::{self, Write as _},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
@@ -159,7 +160,7 @@ impl Attempts {
                 alone: batch.alone,
                 jobs: batch.jobs.clone(),
             };
-            write(&core_file(folder, core), &attempt)
+            overwrite(&core_file(folder, core), &attempt)
         });
     }
 
@@ -234,6 +235,20 @@ fn write(path: &Path, value: &impl Serialize) -> io::Result<()> {
     fs::write(path, serde_json::to_vec(value)?)
 }
 
+/// Writes without cutting the file first, which on some file systems sends what is written next straight to the disk.
+/// Space at its end means nothing.
+fn overwrite(path: &Path, value: &impl Serialize) -> io::Result<()> {
+    let mut file = fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path)?;
+    let mut bytes = serde_json::to_vec(value)?;
+    let before = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
+    bytes.resize(bytes.len().max(before), b' ');
+    file.write_all(&bytes)
+}
+
 #[cfg(test)]
 mod tests {
     use schemas::{ModelName, TopicName};
@@ -291,6 +306,17 @@ mod tests {
         attempts.all_ended();
         let next = Attempts::open(folder.path()).unwrap();
         assert_eq!(standings(&next, 0..1), [Standing::Clear]);
+    }
+
+    #[test]
+    fn a_short_attempt_leaves_nothing_of_a_longer_one_before_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let attempts = Attempts::open(folder.path()).unwrap();
+        attempts.begin(0, &batch(&[0, 1, 2], false));
+        attempts.begin(0, &batch(&[3], false));
+        let next = Attempts::open(folder.path()).unwrap();
+        use Standing::{Clear, Suspect};
+        assert_eq!(standings(&next, 0..4), [Clear, Clear, Clear, Suspect]);
     }
 
     #[test]
