@@ -96,8 +96,9 @@ const CONSUMER: [(&str, &str); 12] = [
     ("queued.min.messages", "20000"),
     ("fetch.queue.backoff.ms", "10"),
     // The broker answers when it has so much, or after so long: a fetch for every few records would cost it more than the
-    // records do.
-    ("fetch.min.bytes", "65536"),
+    // records do. It is what one partition gives at most (`fetch.message.max.bytes`), or each fetch from a single one would
+    // wait in vain.
+    ("fetch.min.bytes", "1048576"),
     ("fetch.wait.max.ms", "50"),
     ("fetch.max.bytes", "8388608"),
     ("receive.message.max.bytes", "134217728"),
