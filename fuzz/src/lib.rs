@@ -5,16 +5,15 @@ use std::{collections::BTreeMap, sync::Arc};
 use bytes::Bytes;
 use ingest::{Decision, Received, decide};
 use schemas::{
-    ModelName, ModelTerms, Policies, Pool, Task, Tenant, TenantPolicy, TopicId, TopicName, TopicNames,
+    ModelName, ModelTerms, Policies, Task, Tenant, TenantPolicy, TopicId, TopicName, TopicNames,
 };
 use topics::{Header, Partition, Record, TopicRef};
 
 /// One tenant, one model.
 pub fn policies() -> Policies {
     let tenant = TenantPolicy {
-        pool: Pool::default(),
         partitions: 4,
-        models: None,
+        ..TenantPolicy::default()
     };
     let terms = ModelTerms {
         task: Task::Embed,

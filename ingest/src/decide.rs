@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use chrono::DateTime;
 use rust_decimal::Decimal;
 use schemas::{
-    AdmittedJob, Cost, Door, Job, JobId, ModelName, Origin, Outcome, Policies, Reason, ReasonCode, Route,
-    Tenant, TenantPolicy, Verdict,
+    AdmittedJob, Cost, Door, Job, JobId, ModelName, Origin, Outcome, Policies, Priority, Reason, ReasonCode,
+    Route, Tenant, TenantPolicy, Verdict,
 };
 use topics::{Partition, Record};
 
@@ -52,19 +52,20 @@ pub fn decide(received: Received<'_>, policies: &Policies, now_ms: i64) -> Decis
         Ok(Checked {
             job_id,
             model,
+            priority,
             deadline_ms,
         }) => Decision::Admit(AdmittedJob {
             origin: origin(received),
+            labels: labels(job.labels, &owner.tenant, policies),
             tenant: owner.tenant,
             job_id,
             model,
             submitted_at_ms: submitted_at_ms(received.record),
             deadline_ms,
-            priority: job.priority,
+            priority,
             trace_id: trace_id(received.record),
             input: job.input.into_owned(),
             text_pair: job.text_pair.map(std::borrow::Cow::into_owned),
-            labels: job.labels,
         }),
         Err(reason) => Decision::Reject(rejected(job, received, owner.tenant, reason, policies, now_ms)),
     }
@@ -144,6 +145,7 @@ fn not_configured(tenant: &Tenant) -> String {
 struct Checked {
     job_id: JobId,
     model: ModelName,
+    priority: Option<Priority>,
     deadline_ms: Option<i64>,
 }
 
@@ -199,8 +201,32 @@ fn check(
     Ok(Checked {
         job_id,
         model,
+        priority: lowered(job.priority, policy),
         deadline_ms,
     })
+}
+
+/// A job that asks for more than its tenant may have is lowered and not rejected: it is as good as the others, and a
+/// ceiling that comes down under way must not make it fail.
+fn lowered(asked: Option<Priority>, policy: &TenantPolicy) -> Option<Priority> {
+    if asked.unwrap_or_default() > policy.priority_max {
+        Some(policy.priority_max)
+    } else {
+        asked
+    }
+}
+
+/// The labels of a job, and over them those that the policy of its tenant sets: bills are split by these, so a job cannot
+/// say otherwise.
+fn labels(
+    mut of_job: BTreeMap<String, String>,
+    tenant: &Tenant,
+    policies: &Policies,
+) -> BTreeMap<String, String> {
+    if let Some(policy) = policies.tenants.get(tenant) {
+        of_job.extend(policy.labels.clone());
+    }
+    of_job
 }
 
 fn check_model(claimed: &str, policy: &TenantPolicy, policies: &Policies) -> Result<ModelName, Reason> {
@@ -247,7 +273,7 @@ fn check_deadline(deadline: Option<&str>, now_ms: i64) -> Result<Option<i64>, Re
 }
 
 fn rejected(
-    job: Job<'_>,
+    mut job: Job<'_>,
     received: Received<'_>,
     tenant: Tenant,
     reason: Reason,
@@ -259,9 +285,13 @@ fn rejected(
         .iter()
         .map(|(key, value)| key.len() + value.len())
         .sum();
+    if labels_bytes > LABELS_BYTES_MAX {
+        job.labels.clear();
+    }
     Outcome {
         origin: origin(received),
         route: Route::Rejected,
+        labels: labels(std::mem::take(&mut job.labels), &tenant, policies),
         tenant,
         job_id: JobId::nearest(claimed_id(&job, received.record).unwrap_or_default()),
         model: job
@@ -279,11 +309,6 @@ fn rejected(
         },
         submitted_at_ms: submitted_at_ms(received.record),
         completed_at_ms: now_ms,
-        labels: if labels_bytes > LABELS_BYTES_MAX {
-            BTreeMap::new()
-        } else {
-            job.labels
-        },
         trace_id: trace_id(received.record),
     }
 }
@@ -330,7 +355,7 @@ mod tests {
 
     use bytes::Bytes;
     use proptest::prelude::*;
-    use schemas::{ModelTerms, Pool, Task, TopicId, TopicName, TopicNames};
+    use schemas::{ModelTerms, Task, TopicId, TopicName, TopicNames};
     use topics::{Header, TopicRef};
 
     use super::*;
@@ -344,9 +369,9 @@ mod tests {
         };
         let minilm = ModelName::new("minilm").unwrap();
         let tenant = |models| TenantPolicy {
-            pool: Pool::default(),
             partitions: 2,
             models,
+            ..TenantPolicy::default()
         };
         Policies {
             topics: TopicNames::new(&TopicName::new("jobs").unwrap(), "tributary.").unwrap(),
@@ -385,14 +410,12 @@ mod tests {
     }
 
     fn decide_on(topic: &str, record: &Record) -> Decision {
-        decide(
-            Received {
-                source: &source(topic),
-                record,
-            },
-            &policies(),
-            NOW_MS,
-        )
+        decide_under(&policies(), topic, record)
+    }
+
+    fn decide_under(policies: &Policies, topic: &str, record: &Record) -> Decision {
+        let source = &source(topic);
+        decide(Received { source, record }, policies, NOW_MS)
     }
 
     fn rejection(topic: &str, value: &str) -> (String, ReasonCode, String) {
@@ -621,6 +644,48 @@ mod tests {
         assert!(
             matches!(decide_on("jobs", &record), Decision::Admit(job) if job.job_id.as_str() == "event-9")
         );
+    }
+
+    #[test]
+    fn a_job_that_asks_for_more_than_its_ceiling_is_lowered_to_it_and_runs() {
+        use Priority::{High, Low, Normal};
+        for (asked, ceiling, expected) in [
+            (Some(High), High, Some(High)),
+            (Some(High), Normal, Some(Normal)),
+            (Some(Low), Normal, Some(Low)),
+            (None, Normal, None),
+            (None, Low, Some(Low)),
+        ] {
+            let mut policies = policies();
+            let acme = policies.tenants.get_mut(&Tenant::new("acme").unwrap()).unwrap();
+            acme.priority_max = ceiling;
+            let job = serde_json::json!({"id": "a", "model": "minilm", "input": "x", "priority": asked});
+            let decision = decide_under(&policies, "jobs.acme", &record(job.to_string()));
+            let Decision::Admit(job) = decision else {
+                panic!("not admitted: {decision:?}")
+            };
+            assert_eq!(job.priority, expected, "{asked:?} under {ceiling:?}");
+        }
+    }
+
+    #[test]
+    fn the_labels_of_a_tenant_stand_on_all_its_outcomes_and_a_job_cannot_say_otherwise() {
+        let mut policies = policies();
+        let acme = policies.tenants.get_mut(&Tenant::new("acme").unwrap()).unwrap();
+        acme.labels = BTreeMap::from([("cost-centre".to_owned(), "17".to_owned())]);
+        let labels = r#""labels":{"team":"x","cost-centre":"another's"}"#;
+        let expected = BTreeMap::from([("cost-centre", "17"), ("team", "x")]);
+        let job = |input| format!(r#"{{"id":"a","model":"minilm","input":"{input}",{labels}}}"#);
+        for input in ["good", ""] {
+            let decision = decide_under(&policies, "jobs.acme", &record(job(input)));
+            let (Decision::Admit(AdmittedJob { labels, .. }) | Decision::Reject(Outcome { labels, .. })) =
+                decision
+            else {
+                panic!("`{input}` is no job")
+            };
+            let labels: BTreeMap<&str, &str> = labels.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+            assert_eq!(labels, expected, "`{input}`");
+        }
     }
 
     #[test]

@@ -143,11 +143,7 @@ mod tests {
     async fn each_line_is_answered_in_order_and_a_broken_one_stops_no_other() {
         let topics: Arc<dyn Topics> = Arc::new(LocalTopics::in_memory());
         let topic = TopicName::new("jobs").unwrap();
-        let spec = TopicSpec {
-            name: topic.clone(),
-            partitions: 1,
-            message_bytes_max: None,
-        };
+        let spec = TopicSpec::new(topic.clone(), 1);
         topics.ensure(&[spec]).await.unwrap();
         let door = HttpDoor::new(topics.appender().await.unwrap(), topic);
         let body = Bytes::from_static(

@@ -2,13 +2,18 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use schemas::{AdmittedJob, AdmittedJobs, Outcome, Outcomes, Policies, ReasonCode, Tenant, TopicName};
+use schemas::{
+    AdmittedJob, AdmittedJobs, Outcome, Outcomes, Policies, ReasonCode, Tenant, TenantPolicy, TopicName,
+};
 use serde::{Deserialize, Serialize};
-use tokio::time::{Instant, sleep_until};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until},
+};
 use tokio_util::sync::CancellationToken;
 use topics::{
-    Append, Chunk, Commits, Error, Event, Partition, Step, Subscription, TopicPattern, TopicSpec, Topics,
-    dead_letter,
+    Append, Chunk, Commits, Error, Event, Partition, Retention, Step, Subscription, TopicPattern, TopicSpec,
+    Topics, dead_letter,
 };
 
 use crate::{Decision, Received, decide, metric_names};
@@ -36,12 +41,13 @@ pub struct Config {
 pub struct Service {
     config: Config,
     topics: Arc<dyn Topics>,
-    policies: Arc<Policies>,
+    policies: watch::Receiver<Arc<Policies>>,
 }
 
 impl Service {
-    /// Decides by `policies` on the jobs in `topics`.
-    pub fn new(config: Config, topics: Arc<dyn Topics>, policies: Arc<Policies>) -> Self {
+    /// Decides on the jobs in `topics`, on each chunk of them by the `policies` of that moment. Whoever sends others has
+    /// made [their topics](Service::topic_specs) before.
+    pub fn new(config: Config, topics: Arc<dyn Topics>, policies: watch::Receiver<Arc<Policies>>) -> Self {
         Self {
             config,
             topics,
@@ -59,27 +65,39 @@ impl Service {
         }
     }
 
-    /// The topics that must exist for these policies.
+    /// The internal topics that must exist for these policies.
     pub fn topic_specs(policies: &Policies) -> Vec<TopicSpec> {
-        let dead_letters = policies.topics.dead_letters();
+        let names = &policies.topics;
         let job_bytes_max = policies.input_bytes_max + ADMITTED_JOB_OVERHEAD_BYTES;
         let record_bytes_max = u32::try_from(job_bytes_max.max(Outcomes::BYTES_MAX)).unwrap_or(u32::MAX);
-        policies
-            .internal_topics()
-            .into_iter()
-            .map(|(name, partitions)| {
-                let bytes = if name == dead_letters {
-                    DEAD_LETTER_BYTES_MAX
-                } else {
-                    record_bytes_max
-                };
-                TopicSpec {
-                    name,
-                    partitions,
-                    message_bytes_max: Some(bytes),
-                }
-            })
-            .collect()
+        let mut specs = vec![
+            TopicSpec {
+                message_bytes_max: Some(DEAD_LETTER_BYTES_MAX),
+                ..TopicSpec::new(names.dead_letters(), 1)
+            },
+            TopicSpec {
+                message_bytes_max: Some(record_bytes_max),
+                ..TopicSpec::new(names.outcomes(&Tenant::unclaimed()), 1)
+            },
+        ];
+        for (tenant, policy) in &policies.tenants {
+            let of_tenant = [names.work(&policy.pool, tenant), names.outcomes(tenant)];
+            specs.extend(of_tenant.map(|name| TopicSpec {
+                message_bytes_max: Some(record_bytes_max),
+                retention: retention(policy),
+                ..TopicSpec::new(name, policy.partitions)
+            }));
+        }
+        specs
+    }
+
+    /// The tenants' own topics of jobs.
+    pub fn door_specs(policies: &Policies) -> Vec<TopicSpec> {
+        let door = |(tenant, policy): (&Tenant, &TenantPolicy)| TopicSpec {
+            retention: retention(policy),
+            ..TopicSpec::new(policies.topics.jobs_of(tenant), policy.partitions)
+        };
+        policies.tenants.iter().map(door).collect()
     }
 
     /// Works until `shutdown`, then commits what it has decided and leaves the group. Calls `ready` once it reads.
@@ -91,8 +109,10 @@ impl Service {
         shutdown: CancellationToken,
         ready: &(dyn Fn() + Send + Sync),
     ) -> Result<(), Error> {
-        self.topics.ensure(&Self::topic_specs(&self.policies)).await?;
-        let subscription = Self::subscription(&self.policies);
+        let mut policies = self.policies.clone();
+        let mut in_force = Arc::clone(&policies.borrow_and_update());
+        self.topics.ensure(&Self::topic_specs(&in_force)).await?;
+        let subscription = Self::subscription(&in_force);
         let (mut reader, committer) = self.topics.stage(&self.config.group, &subscription).await?;
         ready();
         let mut commits = Commits::new(committer);
@@ -115,6 +135,7 @@ impl Service {
                     commit_began = Instant::now();
                     commits.start(gathered.take());
                 }
+                Ok(()) = policies.changed() => in_force = Arc::clone(&policies.borrow_and_update()),
                 event = reader.next(), if !full => match event? {
                     Event::Assigned(partitions) => tracing::info!(?partitions, "partitions assigned"),
                     Event::Revoked(partitions) => {
@@ -122,7 +143,7 @@ impl Service {
                         gathered.forget(&partitions);
                     }
                     Event::Records(chunk) => {
-                        gathered.add(self.decide_chunk(&chunk), &chunk);
+                        gathered.add(Self::decide_chunk(&in_force, &chunk), &chunk);
                         if gathered.is_full(&self.config) && commits.is_idle() {
                             commit_began = Instant::now();
                             commits.start(gathered.take());
@@ -142,9 +163,9 @@ impl Service {
         reader.close().await
     }
 
-    fn decide_chunk(&self, chunk: &Chunk) -> Vec<Append> {
+    fn decide_chunk(policies: &Policies, chunk: &Chunk) -> Vec<Append> {
         let now_ms = chrono::Utc::now().timestamp_millis();
-        let (policies, source) = (&self.policies, &chunk.partition);
+        let source = &chunk.partition;
         let mut tally = Tally::default();
         let mut appends = Vec::new();
         let mut admitted: BTreeMap<(TopicName, i32), Vec<AdmittedJob>> = BTreeMap::new();
@@ -186,6 +207,14 @@ impl Service {
         tally.record();
         appends
     }
+}
+
+/// How long the topics of a tenant keep a record.
+fn retention(policy: &TenantPolicy) -> Retention {
+    const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
+    policy.retention_days.map_or(Retention::Cluster, |days| {
+        Retention::TimeMs(u64::from(days.get()) * DAY_MS)
+    })
 }
 
 fn append(topic: TopicName, partition: i32, record: &impl schemas::Record, now_ms: i64) -> Append {
@@ -297,35 +326,23 @@ impl Tally {
 #[cfg(test)]
 mod tests {
     use rust_decimal::Decimal;
-    use schemas::{ModelName, ModelTerms, Pool, Task, TenantPolicy, TopicId, TopicName, TopicNames};
-    use topics::{Assignment, Header, Record, TopicRef, local::LocalTopics};
+    use schemas::{ModelName, ModelTerms, Task, TopicId, TopicNames};
+    use topics::{Assignment, Header, Record, TopicRef};
 
     use super::*;
 
-    fn service() -> Service {
-        let config = Config {
-            group: "ingest".to_owned(),
-            linger_ms: 0,
-            commit_records_max: 10,
-            commit_bytes_max: 1 << 20,
-        };
+    fn policies() -> Policies {
         let terms = ModelTerms {
             task: Task::Embed,
             price_per_device_second: Decimal::ZERO,
         };
-        let acme = TenantPolicy {
-            pool: Pool::default(),
-            partitions: 2,
-            models: None,
-        };
-        let policies = Policies {
+        Policies {
             topics: TopicNames::new(&TopicName::new("jobs").unwrap(), "tributary.").unwrap(),
-            tenants: BTreeMap::from([(Tenant::new("acme").unwrap(), acme)]),
+            tenants: BTreeMap::from([(Tenant::new("acme").unwrap(), TenantPolicy::default())]),
             models: BTreeMap::from([(ModelName::new("minilm").unwrap(), terms)]),
             input_bytes_max: 1_000,
             currency: "USD".to_owned(),
-        };
-        Service::new(config, Arc::new(LocalTopics::in_memory()), Arc::new(policies))
+        }
     }
 
     #[test]
@@ -359,7 +376,7 @@ mod tests {
             records: records.collect(),
         };
         let began_ms = chrono::Utc::now().timestamp_millis();
-        let appends = service().decide_chunk(&chunk);
+        let appends = Service::decide_chunk(&policies(), &chunk);
         let ended_ms = chrono::Utc::now().timestamp_millis();
         assert_eq!(appends.len(), 4, "jobs share a record, and so do rejections");
         for append in appends {

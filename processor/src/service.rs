@@ -369,11 +369,7 @@ mod tests {
         let names = TopicNames::new(&TopicName::new("jobs").unwrap(), "tributary.").unwrap();
         let work = names.work(&Pool::default(), &Tenant::new("acme").unwrap());
         let topics: Arc<dyn Topics> = Arc::new(LocalTopics::in_memory());
-        let spec = |name| TopicSpec {
-            name,
-            partitions: 1,
-            message_bytes_max: None,
-        };
+        let spec = |name| TopicSpec::new(name, 1);
         topics
             .ensure(&[spec(work.clone()), spec(names.dead_letters())])
             .await

@@ -36,13 +36,14 @@ pub struct Job<'a> {
 }
 
 /// How urgent a job is among the jobs of its tenant.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Priority {
     /// After the others.
     Low,
     /// The default.
+    #[default]
     Normal,
     /// Before the others.
     High,

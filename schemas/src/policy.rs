@@ -1,10 +1,17 @@
 //! What tenants may do, and what models cost: the values that decisions are made from.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    num::NonZeroU32,
+};
 
 use rust_decimal::Decimal;
+use serde::{Deserialize, Serialize};
 
-use crate::{ModelName, Pool, Task, Tenant, TopicName, TopicNames};
+use crate::{ModelName, Pool, Priority, Task, Tenant, TopicNames};
+
+/// The known tenants and what each may do.
+pub type Tenants = BTreeMap<Tenant, TenantPolicy>;
 
 /// Everything that admission and billing look at, as of one moment.
 #[derive(Debug, Clone)]
@@ -12,7 +19,7 @@ pub struct Policies {
     /// Which topic serves which stage.
     pub topics: TopicNames,
     /// The known tenants.
-    pub tenants: BTreeMap<Tenant, TenantPolicy>,
+    pub tenants: Tenants,
     /// The known models.
     pub models: BTreeMap<ModelName, ModelTerms>,
     /// The most bytes that the texts of a job may have.
@@ -21,15 +28,41 @@ pub struct Policies {
     pub currency: String,
 }
 
-/// What one tenant may do.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What one tenant may do. Each field that is left out has its default.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct TenantPolicy {
     /// Whose processors run the tenant's jobs.
     pub pool: Pool,
     /// How many partitions the tenant's topics have.
     pub partitions: u32,
     /// The models that the tenant may use; none means all.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub models: Option<BTreeSet<ModelName>>,
+    /// The tenant's share of a device, beside the weights of the others that wait for it.
+    pub weight: NonZeroU32,
+    /// A job that asks for more is as urgent as this.
+    pub priority_max: Priority,
+    /// How long the tenant's topics keep a record, in days; none leaves it to the cluster.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retention_days: Option<NonZeroU32>,
+    /// Stand on every outcome of the tenant, in the place of the job's own labels of these names.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+}
+
+impl Default for TenantPolicy {
+    fn default() -> Self {
+        Self {
+            pool: Pool::default(),
+            partitions: 1,
+            models: None,
+            weight: NonZeroU32::MIN,
+            priority_max: Priority::High,
+            retention_days: None,
+            labels: BTreeMap::new(),
+        }
+    }
 }
 
 /// What one model does, and what it costs.
@@ -42,19 +75,6 @@ pub struct ModelTerms {
 }
 
 impl Policies {
-    /// The topics that must exist for these tenants: name and number of partitions.
-    pub fn internal_topics(&self) -> Vec<(TopicName, u32)> {
-        let mut topics = vec![
-            (self.topics.dead_letters(), 1),
-            (self.topics.outcomes(&Tenant::unclaimed()), 1),
-        ];
-        for (tenant, policy) in &self.tenants {
-            topics.push((self.topics.work(&policy.pool, tenant), policy.partitions));
-            topics.push((self.topics.outcomes(tenant), policy.partitions));
-        }
-        topics
-    }
-
     /// How many partitions the outcomes topic of `tenant` has; that of an unknown or the reserved tenant has one.
     pub fn partitions_of(&self, tenant: &Tenant) -> u32 {
         self.tenants.get(tenant).map_or(1, |policy| policy.partitions)

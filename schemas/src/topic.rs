@@ -151,6 +151,11 @@ impl TopicNames {
         self.checked(&format!("{}dead-letters", self.prefix))
     }
 
+    /// What every tenant may do: one record a set.
+    pub fn policies(&self) -> TopicName {
+        self.checked(&format!("{}policies", self.prefix))
+    }
+
     /// Which door `topic` is; none where it is not a topic of jobs, or names no possible tenant.
     pub fn door(&self, topic: &TopicName) -> Option<Door> {
         if *topic == self.jobs {

@@ -221,11 +221,7 @@ async fn topics() -> Arc<LocalTopics> {
     const DAY_MS: i64 = 86_400_000;
     let topics = LocalTopics::in_memory();
     let topic = names().outcomes(&acme());
-    let spec = |name: TopicName, partitions| topics::TopicSpec {
-        name,
-        partitions,
-        message_bytes_max: None,
-    };
+    let spec = topics::TopicSpec::new;
     topics
         .ensure(&[spec(topic.clone(), PARTITIONS), spec(names().dead_letters(), 1)])
         .await

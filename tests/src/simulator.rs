@@ -23,6 +23,7 @@ use ::topics::{Append, Topics as _, local::LocalTopics};
 use rust_decimal::Decimal;
 use schemas::{ModelName, ModelTerms, Policies, Pool, Task, Tenant, TenantPolicy, TopicName, TopicNames};
 use sink::{Depth, Store, object_store::memory::InMemory};
+use tokio::sync::watch;
 
 pub use mutation::Mutation;
 pub use shrink::shortest;
@@ -80,7 +81,10 @@ struct Scene {
     world: Arc<World>,
     topics: LocalTopics,
     lake: Arc<InMemory>,
-    policies: Arc<Policies>,
+    /// All tenants that there are.
+    policies: Policies,
+    /// Some or all of them, as of now.
+    in_force: watch::Sender<Arc<Policies>>,
 }
 
 async fn simulate(plan: &Plan) -> Ran {
@@ -88,7 +92,8 @@ async fn simulate(plan: &Plan) -> Ran {
         world: Arc::new(World::new(plan)),
         topics: LocalTopics::in_memory(),
         lake: Arc::new(InMemory::new()),
-        policies: Arc::new(policies()),
+        policies: policies(),
+        in_force: watch::Sender::new(Arc::new(policies())),
     });
     let names = &scene.policies.topics;
     let mut specs = ingest::Service::topic_specs(&scene.policies);
@@ -114,7 +119,7 @@ async fn simulate(plan: &Plan) -> Ran {
 }
 
 /// Puts jobs on the topics, in bursts, past the faults: producers are not what is tested. Now and then, when all jobs were
-/// read, their topic is deleted and created again.
+/// read, their topic is deleted and created again. Tenants come and go between the bursts, while jobs are under way.
 async fn produce(scene: &Scene, seed: u64) -> Expected {
     let mut random = fastrand::Rng::with_seed(seed ^ 0x6a6f_6273);
     let producer = scene.topics.appender().await.expect("nothing fails here");
@@ -158,6 +163,9 @@ async fn produce(scene: &Scene, seed: u64) -> Expected {
         for appended in producer.append(burst.collect()).await {
             appended.expect("nothing fails here");
         }
+        scene
+            .in_force
+            .send_replace(Arc::new(reloaded(&scene.policies, &mut random)));
         tokio::time::sleep(Duration::from_millis(random.u64(0..3_000))).await;
         let subscription = ingest::Service::subscription(&scene.policies);
         let jobs_wait = scene.topics.lag(slots::INGEST, &subscription);
@@ -173,12 +181,15 @@ async fn produce(scene: &Scene, seed: u64) -> Expected {
     expected
 }
 
+/// Without some of the tenants, as a reload leaves them: their jobs are rejected, and what is under way goes on.
+fn reloaded(policies: &Policies, random: &mut fastrand::Rng) -> Policies {
+    let mut reloaded = policies.clone();
+    reloaded.tenants.retain(|_, _| random.u8(0..4) > 0);
+    reloaded
+}
+
 fn of_jobs(name: TopicName) -> ::topics::TopicSpec {
-    ::topics::TopicSpec {
-        name,
-        partitions: PARTITIONS,
-        message_bytes_max: None,
-    }
+    ::topics::TopicSpec::new(name, PARTITIONS)
 }
 
 /// Waits until everything is in the lake, faults and the frozen having had their time.
@@ -256,9 +267,8 @@ async fn look(scene: &Scene, expected: &Expected, violated: &mut Vec<String>) ->
 
 fn policies() -> Policies {
     let tenant = TenantPolicy {
-        pool: Pool::default(),
         partitions: PARTITIONS,
-        models: None,
+        ..TenantPolicy::default()
     };
     let terms = ModelTerms {
         task: Task::Embed,

@@ -55,11 +55,7 @@ fn job(offset: i64) -> AdmittedJob {
 
 async fn produce(path: &Path) {
     let topics = LocalTopics::open(path).unwrap();
-    let spec = |name| TopicSpec {
-        name,
-        partitions: 2,
-        message_bytes_max: None,
-    };
+    let spec = |name| TopicSpec::new(name, 2);
     let mut specs = vec![spec(names().dead_letters())];
     for tenant in tenants() {
         specs.extend([

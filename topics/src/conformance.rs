@@ -19,8 +19,8 @@ use bytes::Bytes;
 use schemas::TopicName;
 
 use crate::{
-    Append, Assignment, Chunk, Committer, Event, Header, Partition, Progress, Reader, Record, Step,
-    Subscription, TopicPattern, TopicSpec, Topics,
+    Append, Assignment, Chunk, Committer, Event, Header, Partition, Progress, Reader, Record, Retention,
+    Step, Subscription, TopicPattern, TopicSpec, Topics,
 };
 
 /// Two clients of one place that holds topics, as two instances of a service are.
@@ -56,6 +56,8 @@ macro_rules! conformance_tests {
             a_member_that_left_commits_nothing
             more_partitions_are_added_and_read
             lag_is_what_the_group_has_yet_to_commit
+            the_last_record_is_told_to_anybody
+            a_topic_that_keeps_records_for_another_time_is_none_the_less_itself
             a_record_of_five_megabytes_passes
             ten_thousand_records_pass_in_one_commit
         }
@@ -689,14 +691,70 @@ pub async fn lag_is_what_the_group_has_yet_to_commit(place: &Place) {
     assert_eq!(place.second.lag(&group, &subscription).await.unwrap(), 0);
 }
 
+/// The last record, and how many partitions a topic has, are told without any group, also where there is nothing.
+pub async fn the_last_record_is_told_to_anybody(place: &Place) {
+    let names = Names::new();
+    let last = async |topic: &TopicName| {
+        let last = place.second.last(topic).await.unwrap();
+        last.map(|record| (record.offset, text(&record)))
+    };
+    let nowhere = names.name("nowhere");
+    assert_eq!(last(&nowhere).await, None);
+    let topic = names.name("in");
+    let spec = TopicSpec {
+        retention: Retention::LastOfKey,
+        ..TopicSpec::new(topic.clone(), 1)
+    };
+    place.first.ensure(&[spec]).await.unwrap();
+    assert_eq!(last(&topic).await, None);
+    for round in 0..3 {
+        let sent = append(
+            &place.first,
+            vec![at(&topic, 0, "before"), at(&topic, 0, &round.to_string())],
+        );
+        let (_, offset) = sent.await[1].clone();
+        assert_eq!(last(&topic).await, Some((offset, round.to_string())));
+    }
+    let sizes = place.second.partitions(&[topic.clone(), nowhere]).await.unwrap();
+    assert_eq!(sizes, BTreeMap::from([(topic.clone(), 1)]));
+
+    // What a stage commits may be followed by what is no record.
+    let mut stage = Member::stage(&place.first, &names.group("stage"), &only(&topic)).await;
+    let chunk = stage.chunk().await;
+    for round in ["a", "b", "c"] {
+        stage.commit(vec![step(&chunk, vec![at(&topic, 0, round)])]).await;
+    }
+    assert_eq!(last(&topic).await.map(|(_, text)| text), Some("c".to_owned()));
+}
+
+/// A topic is asked to keep its records for a time, and then for another, and nothing else of it changes.
+pub async fn a_topic_that_keeps_records_for_another_time_is_none_the_less_itself(place: &Place) {
+    const DAY_MS: u64 = 86_400_000;
+    let names = Names::new();
+    let topic = names.topic(&place.first, "in", 1).await;
+    let sent = append(&place.first, vec![at(&topic, 0, "a")]).await;
+    for days in [7, 30] {
+        let spec = TopicSpec {
+            retention: Retention::TimeMs(days * DAY_MS),
+            ..TopicSpec::new(topic.clone(), 1)
+        };
+        place.first.ensure(&[spec]).await.unwrap();
+    }
+    let mut member = Member::reader(&place.second, &names.group("g"), &only(&topic)).await;
+    let read = member.read(1).await;
+    assert_eq!(
+        (read[0].0.clone(), text(&read[0].1)),
+        (sent[0].0.clone(), "a".to_owned())
+    );
+}
+
 /// A topic that is made for large records takes them, through both ways of appending.
 pub async fn a_record_of_five_megabytes_passes(place: &Place) {
     let names = Names::new();
     let topic = names.name("in");
     let spec = TopicSpec {
-        name: topic.clone(),
-        partitions: 1,
         message_bytes_max: Some(6 << 20),
+        ..TopicSpec::new(topic.clone(), 1)
     };
     place.first.ensure(&[spec]).await.unwrap();
     // Not compressible, or it would not be large on its way.
@@ -783,14 +841,8 @@ impl Names {
 
     async fn topic(&self, topics: &Arc<dyn Topics>, name: &str, partitions: u32) -> TopicName {
         let name = self.name(name);
-        topics
-            .ensure(&[TopicSpec {
-                name: name.clone(),
-                partitions,
-                message_bytes_max: None,
-            }])
-            .await
-            .unwrap();
+        let spec = TopicSpec::new(name.clone(), partitions);
+        topics.ensure(&[spec]).await.unwrap();
         name
     }
 }

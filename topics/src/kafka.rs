@@ -15,6 +15,7 @@ mod blocking;
 mod client;
 mod committer;
 mod ids;
+mod last;
 mod membership;
 mod native;
 mod polled;
@@ -37,7 +38,7 @@ use rdkafka::{
 };
 use schemas::TopicName;
 
-use crate::{Appender, Committer, Error, Reader, Subscription, TopicSpec, Topics};
+use crate::{Appender, Committer, Error, Reader, Record, Subscription, TopicSpec, Topics};
 use appender::KafkaAppender;
 use blocking::blocking;
 use client::{Complaints, classified, not_created};
@@ -59,6 +60,8 @@ pub struct KafkaTopics {
     ids: TopicIds,
     /// One client a group, for measuring its lag without joining it.
     observers: Mutex<HashMap<String, Arc<BaseConsumer<Complaints>>>>,
+    /// Reads last records, one at a time; made when the first is asked for.
+    looker: Arc<Mutex<Option<last::Looker>>>,
 }
 
 impl KafkaTopics {
@@ -77,6 +80,7 @@ impl KafkaTopics {
             client,
             ids,
             observers: Mutex::default(),
+            looker: Arc::default(),
         })
     }
 
@@ -180,6 +184,35 @@ impl Topics for KafkaTopics {
     async fn lag(&self, group: &str, subscription: &Subscription) -> Result<u64, Error> {
         let (observer, subscription) = (self.observer(group)?, subscription.clone());
         blocking(move || admin::lag(&observer, &subscription)).await
+    }
+
+    async fn partitions(&self, topics: &[TopicName]) -> Result<BTreeMap<TopicName, u32>, Error> {
+        self.reach().await?;
+        let (client, topics) = (Arc::clone(&self.client), topics.to_vec());
+        let found = blocking(move || describe(&client, &topics)).await?;
+        let size = |found: native::Described| u32::try_from(found.partitions).unwrap_or(u32::MAX);
+        Ok(found
+            .into_iter()
+            .map(|(name, found)| (name, size(found)))
+            .collect())
+    }
+
+    async fn last(&self, topic: &TopicName) -> Result<Option<Record>, Error> {
+        self.reach().await?;
+        let (client, topic) = (Arc::clone(&self.client), topic.clone());
+        let (looker, config) = (Arc::clone(&self.looker), self.settings.consumer(last::GROUP));
+        let complaints = self.complaints.clone();
+        blocking(move || {
+            if describe(&client, std::slice::from_ref(&topic))?.is_empty() {
+                return Ok(None);
+            }
+            let mut looker = looker.lock().expect("no holder of this lock panics");
+            if looker.is_none() {
+                *looker = Some(last::Looker::new(config, complaints)?);
+            }
+            looker.as_ref().expect("it was just made").last(&topic)
+        })
+        .await
     }
 }
 

@@ -64,6 +64,13 @@ pub trait Topics: Send + Sync {
     /// How many records of `subscription` the group has yet to commit, over all partitions. On Kafka transaction markers
     /// count too, so it may stay above zero.
     async fn lag(&self, group: &str, subscription: &Subscription) -> Result<u64, Error>;
+
+    /// How many partitions each of `topics` has; those that do not exist are missing.
+    async fn partitions(&self, topics: &[TopicName]) -> Result<BTreeMap<TopicName, u32>, Error>;
+
+    /// The last record of the first partition of `topic`, read without any group; none where there is no record, or no
+    /// such topic.
+    async fn last(&self, topic: &TopicName) -> Result<Option<Record>, Error>;
 }
 
 /// A topic as it should be.
@@ -75,6 +82,31 @@ pub struct TopicSpec {
     pub partitions: u32,
     /// The most bytes that a record may have; none leaves it to the cluster.
     pub message_bytes_max: Option<u32>,
+    /// Which records are kept.
+    pub retention: Retention,
+}
+
+impl TopicSpec {
+    /// A topic of which everything but its name and size is left to the cluster.
+    pub fn new(name: TopicName, partitions: u32) -> Self {
+        Self {
+            name,
+            partitions,
+            message_bytes_max: None,
+            retention: Retention::Cluster,
+        }
+    }
+}
+
+/// Which records a topic keeps. Local topics keep them all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Retention {
+    /// As the cluster is set.
+    Cluster,
+    /// Those that are younger than this, in milliseconds. A topic that keeps them for another time is changed.
+    TimeMs(u64),
+    /// The last one of each key, for ever.
+    LastOfKey,
 }
 
 /// Reads partitions on behalf of a group.

@@ -20,7 +20,7 @@ use tokio::sync::{Mutex, Notify};
 
 use crate::{
     Append, Appender, Assignment, Chunk, Committed, Committer, Error, Event, Partition, Progress, Reader,
-    Step, Subscription, TopicSpec, Topics, offload,
+    Record, Step, Subscription, TopicSpec, Topics, offload,
 };
 use database::Log;
 use groups::{Groups, MemberId};
@@ -147,6 +147,14 @@ impl Topics for LocalTopics {
 
     async fn lag(&self, group: &str, subscription: &Subscription) -> Result<u64, Error> {
         self.shared.log.lag(group, subscription)
+    }
+
+    async fn partitions(&self, topics: &[TopicName]) -> Result<BTreeMap<TopicName, u32>, Error> {
+        Ok(self.shared.log.sizes(topics))
+    }
+
+    async fn last(&self, topic: &TopicName) -> Result<Option<Record>, Error> {
+        self.shared.log.last(topic)
     }
 }
 

@@ -1,7 +1,7 @@
 //! The configuration: a commented default compiled in, a file, the environment, flags, in that order.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     num::NonZeroUsize,
     path::{Path, PathBuf},
 };
@@ -15,7 +15,7 @@ use figment::{
 };
 use processor::model::ModelConfig;
 use rust_decimal::Decimal;
-use schemas::{ModelName, ModelTerms, Policies, Pool, Tenant, TenantPolicy, TopicName, TopicNames};
+use schemas::{ModelName, ModelTerms, Policies, Pool, Tenants, TopicName, TopicNames};
 use serde::{Deserialize, Deserializer, Serialize};
 
 const DEFAULT: &str = include_str!("../default.toml");
@@ -34,7 +34,7 @@ pub(crate) struct Config {
     #[serde(default)]
     pub(crate) models: BTreeMap<ModelName, ModelSection>,
     #[serde(default)]
-    pub(crate) tenants: BTreeMap<Tenant, TenantSection>,
+    pub(crate) tenants: Tenants,
     pub(crate) ingest: ingest::Config,
     pub(crate) processor: ProcessorSection,
     pub(crate) sink: sink::Config,
@@ -133,21 +133,6 @@ pub(crate) struct ModelSection {
     pub(crate) dtype: processor::model::Dtype,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) tokens_max: Option<usize>,
-}
-
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct TenantSection {
-    #[serde(default)]
-    pub(crate) pool: Pool,
-    #[serde(default = "one_partition")]
-    pub(crate) partitions: u32,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) models: Option<BTreeSet<ModelName>>,
-}
-
-fn one_partition() -> u32 {
-    1
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -294,19 +279,9 @@ impl Config {
 
     /// What decisions are made from.
     pub(crate) fn policies(&self) -> Policies {
-        let tenant = |section: &TenantSection| TenantPolicy {
-            pool: section.pool.clone(),
-            partitions: section.partitions,
-            models: section.models.clone(),
-        };
         Policies {
-            topics: TopicNames::new(&self.topics.jobs, &self.topics.prefix)
-                .expect("the configuration is validated"),
-            tenants: self
-                .tenants
-                .iter()
-                .map(|(name, section)| (name.clone(), tenant(section)))
-                .collect(),
+            topics: self.topics.names(),
+            tenants: self.tenants.clone(),
             models: self
                 .models
                 .iter()
@@ -325,8 +300,13 @@ impl Config {
     }
 }
 
-#[cfg(feature = "kafka")]
 impl TopicsSection {
+    /// Which topic serves which stage.
+    pub(crate) fn names(&self) -> TopicNames {
+        TopicNames::new(&self.jobs, &self.prefix).expect("the configuration is validated")
+    }
+
+    #[cfg(feature = "kafka")]
     pub(crate) fn kafka_settings(&self, delivery: Delivery) -> topics::kafka::Settings {
         topics::kafka::Settings {
             properties: self.kafka.0.clone(),
@@ -452,6 +432,8 @@ fn redact(value: &mut toml::Value) {
 
 #[cfg(test)]
 mod tests {
+    use schemas::Tenant;
+
     use super::*;
 
     fn load(file: &str, set: &[&str]) -> anyhow::Result<Config> {

@@ -33,7 +33,7 @@ const SHOWN_CHARS_MAX: usize = 2_000;
 
 /// Lists, shows or replays dead letters.
 pub(crate) async fn run(config: &Config, command: &DeadLettersCommand) -> anyhow::Result<()> {
-    let names = config.policies().topics;
+    let names = config.topics.names();
     let mut config = config.clone();
     config.topics.instance = GROUP.to_owned();
     let topics = open_topics(&config, Delivery::Transactional)?;

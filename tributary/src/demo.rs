@@ -6,7 +6,7 @@ use anyhow::Context;
 use bytes::Bytes;
 use indicatif::{ProgressBar, ProgressStyle};
 use schemas::Policies;
-use tokio::{task::JoinSet, time::interval};
+use tokio::{sync::watch, task::JoinSet, time::interval};
 use tokio_util::sync::CancellationToken;
 use topics::{Append, Subscription, TopicPattern, Topics};
 
@@ -52,17 +52,28 @@ pub(crate) async fn run(mut config: Config, args: DemoArgs) -> anyhow::Result<()
     let topics = open_topics(&config, Delivery::Transactional)?;
     let policies = config.policies();
     let began_at_ms = chrono::Utc::now().timestamp_millis();
-    topics.ensure(&job_topics(&config)).await?;
+    topics.ensure(&job_topics(&config, &policies)).await?;
     topics.ensure(&ingest::Service::topic_specs(&policies)).await?;
     let dead_letters_before = dead_letters(topics.as_ref(), &policies).await?;
     let submitted = submit(topics.as_ref(), &policies, &jobs, began_at_ms).await?;
 
     let mut services = JoinSet::new();
+    let (_fixed, in_force) = watch::channel(Arc::new(policies.clone()));
     let config = Arc::new(config);
     for stage in [Stage::Ingest, Stage::Processor, Stage::Sink] {
         let (config, topics, shutdown) = (Arc::clone(&config), Arc::clone(&topics), shutdown.clone());
+        let policies = in_force.clone();
         services.spawn(async move {
-            run_stage(stage, &config, topics, None, &Health::default(), &shutdown).await
+            run_stage(
+                stage,
+                &config,
+                topics,
+                policies,
+                None,
+                &Health::default(),
+                &shutdown,
+            )
+            .await
         });
     }
     let drained = tokio::select! {

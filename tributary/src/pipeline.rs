@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use ingest::HttpDoor;
 use metrics_exporter_prometheus::PrometheusBuilder;
 use schemas::{ModelName, Policies};
-use tokio::task::JoinSet;
+use tokio::{sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 use topics::{TopicSpec, Topics, local::LocalTopics};
 
@@ -58,11 +58,14 @@ pub(crate) async fn serve(config: Config, stages: &[Stage]) -> anyhow::Result<()
 
     let mut running = JoinSet::new();
     running.spawn(http::serve(listener, served, body_bytes_max, shutdown.clone()));
+    let (_fixed, policies) = watch::channel(Arc::new(config.policies()));
     let config = Arc::new(config);
     for stage in stages {
         let (config, topics, health) = (Arc::clone(&config), Arc::clone(&topics), health.clone());
-        let (stage, door, shutdown) = (*stage, door.clone(), shutdown.clone());
-        running.spawn(async move { run_stage(stage, &config, topics, door, &health, &shutdown).await });
+        let (stage, policies, door, shutdown) = (*stage, policies.clone(), door.clone(), shutdown.clone());
+        running.spawn(
+            async move { run_stage(stage, &config, topics, policies, door, &health, &shutdown).await },
+        );
     }
     let mut first_error = Ok(());
     while let Some(ended) = running.join_next().await {
@@ -75,11 +78,12 @@ pub(crate) async fn serve(config: Config, stages: &[Stage]) -> anyhow::Result<()
     first_error
 }
 
-/// Runs one service until `shutdown`. Ingest opens `door`.
+/// Runs one service until `shutdown`, by the `policies` of the moment. Ingest opens `door`.
 pub(crate) async fn run_stage(
     stage: Stage,
     config: &Config,
     topics: Arc<dyn Topics>,
+    policies: watch::Receiver<Arc<Policies>>,
     door: Option<http::Door>,
     health: &Health,
     shutdown: &CancellationToken,
@@ -89,14 +93,14 @@ pub(crate) async fn run_stage(
         let health = health.clone();
         move || health.set(name, State::Running)
     };
-    let policies = Arc::new(config.policies());
     match stage {
         Stage::Ingest => {
-            let service = ingest::Service::new(config.ingest.clone(), Arc::clone(&topics), policies);
-            let (service, jobs) = (Arc::new(service), job_topics(config));
+            let service = ingest::Service::new(config.ingest.clone(), Arc::clone(&topics), policies.clone());
+            let service = Arc::new(service);
             keep_running(name, health, shutdown, || {
                 let (topics, service, ready) = (Arc::clone(&topics), Arc::clone(&service), ready.clone());
-                let (jobs, door, shutdown) = (jobs.clone(), door.clone(), shutdown.clone());
+                let jobs = job_topics(config, &policies.borrow());
+                let (door, shutdown) = (door.clone(), shutdown.clone());
                 async move {
                     topics.ensure(&jobs).await?;
                     if let Some(door) = door.filter(|door| !door.initialized()) {
@@ -114,10 +118,11 @@ pub(crate) async fn run_stage(
                 (TopicsKind::Kafka, Delivery::Idempotent) => open_topics(config, Delivery::Idempotent)?,
                 _ => topics,
             };
-            let service = Arc::new(processor(config, Arc::clone(&topics), &policies).await?);
+            let service = Arc::new(processor(config, Arc::clone(&topics)).await?);
             keep_running(name, health, shutdown, || {
                 let (topics, service, ready) = (Arc::clone(&topics), Arc::clone(&service), ready.clone());
-                let (specs, shutdown) = (ingest::Service::topic_specs(&policies), shutdown.clone());
+                let specs = ingest::Service::topic_specs(&policies.borrow());
+                let shutdown = shutdown.clone();
                 async move {
                     topics.ensure(&specs).await?;
                     service.run(shutdown, &ready).await
@@ -126,7 +131,7 @@ pub(crate) async fn run_stage(
             .await
         }
         Stage::Sink => {
-            let service = sink::Service::new(config.sink.clone(), topics, policies.topics.clone())?;
+            let service = sink::Service::new(config.sink.clone(), topics, config.topics.names())?;
             let service = Arc::new(service);
             keep_running(name, health, shutdown, || {
                 let (service, ready, shutdown) = (Arc::clone(&service), ready.clone(), shutdown.clone());
@@ -148,20 +153,13 @@ impl Stage {
 }
 
 /// The topics that jobs come in by, as they are created where they are missing: the shared one and each tenant's own.
-pub(crate) fn job_topics(config: &Config) -> Vec<TopicSpec> {
-    let names = config.policies().topics;
-    let own = config
-        .tenants
-        .iter()
-        .map(|(tenant, section)| (names.jobs_of(tenant), section.partitions));
-    std::iter::once((names.jobs(), config.topics.jobs_partitions))
-        .chain(own)
-        .map(|(name, partitions)| TopicSpec {
-            name,
-            partitions,
-            message_bytes_max: None,
-        })
-        .collect()
+pub(crate) fn job_topics(config: &Config, policies: &Policies) -> Vec<TopicSpec> {
+    let mut specs = ingest::Service::door_specs(policies);
+    specs.push(TopicSpec::new(
+        policies.topics.jobs(),
+        config.topics.jobs_partitions,
+    ));
+    specs
 }
 
 /// The topics that the configuration names; stages on Kafka commit as `delivery` says.
@@ -189,11 +187,7 @@ pub(crate) fn open_topics(config: &Config, delivery: Delivery) -> anyhow::Result
     }
 }
 
-async fn processor(
-    config: &Config,
-    topics: Arc<dyn Topics>,
-    policies: &Policies,
-) -> anyhow::Result<processor::Service> {
+async fn processor(config: &Config, topics: Arc<dyn Topics>) -> anyhow::Result<processor::Service> {
     let wanted = models_of_pool(config);
     let (models, device) = (config.models.clone(), config.processor.device);
     // Processors that share a working directory are of other pools or instances.
@@ -220,8 +214,8 @@ async fn processor(
     Ok(processor::Service::new(
         config.processor.service(),
         topics,
-        policies.topics.clone(),
-        policies.currency.clone(),
+        config.topics.names(),
+        config.currency.clone(),
         models,
         attempts,
         uuid::Uuid::new_v4().simple().to_string(),

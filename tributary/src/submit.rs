@@ -30,7 +30,7 @@ pub(crate) async fn run(config: &Config, args: SubmitArgs) -> anyhow::Result<()>
         (None, TopicsKind::Local) => Target::Http(format!("http://{}", config.http.listen)),
         (None, TopicsKind::Kafka) => {
             let topics = open_topics(config, Delivery::Transactional)?;
-            topics.ensure(&job_topics(config)).await?;
+            topics.ensure(&job_topics(config, &config.policies())).await?;
             Target::Topics(HttpDoor::new(
                 topics.appender().await?,
                 config.topics.jobs.clone(),

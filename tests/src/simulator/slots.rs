@@ -121,7 +121,7 @@ async fn serve(scene: Arc<Scene>, stage: &'static str, instance: Arc<Instance>) 
                 commit_records_max: 7,
                 commit_bytes_max: 1 << 20,
             };
-            let service = ingest::Service::new(config, topics, Arc::clone(policies));
+            let service = ingest::Service::new(config, topics, scene.in_force.subscribe());
             service
                 .run(shutdown, &|| {})
                 .await

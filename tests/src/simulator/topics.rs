@@ -3,11 +3,11 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use ::topics::{
-    Append, Appender, Assignment, Committed, Committer, Error, Event, Partition, Progress, Reader, Step,
-    Subscription, TopicSpec, Topics, local::LocalTopics,
+    Append, Appender, Assignment, Committed, Committer, Error, Event, Partition, Progress, Reader, Record,
+    Step, Subscription, TopicSpec, Topics, local::LocalTopics,
 };
 use async_trait::async_trait;
-use schemas::{Outcomes, Record as _};
+use schemas::{Outcomes, Record as _, TopicName};
 
 use super::{
     Mutation,
@@ -96,6 +96,14 @@ impl Topics for GatedTopics {
 
     async fn lag(&self, group: &str, subscription: &Subscription) -> Result<u64, Error> {
         self.inner.lag(group, subscription).await
+    }
+
+    async fn partitions(&self, topics: &[TopicName]) -> Result<BTreeMap<TopicName, u32>, Error> {
+        self.inner.partitions(topics).await
+    }
+
+    async fn last(&self, topic: &TopicName) -> Result<Option<Record>, Error> {
+        self.inner.last(topic).await
     }
 }
 

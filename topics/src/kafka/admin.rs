@@ -1,7 +1,7 @@
 //! Making topics, and measuring how far a group is behind.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -21,7 +21,7 @@ use super::{
     client::{Complaints, classified, failed},
     describe, native,
 };
-use crate::{Error, Subscription, TopicSpec};
+use crate::{Error, Retention, Subscription, TopicSpec};
 
 /// Kafka holds a whole batch of records to `max.message.bytes`, and librdkafka's batches have up to 1,000,000 bytes.
 const BATCH_BYTES_MAX: u32 = 1 << 20;
@@ -43,18 +43,24 @@ pub(super) async fn ensure(
     let options = AdminOptions::new()
         .operation_timeout(Some(ANSWER_LIMIT))
         .request_timeout(Some(ANSWER_LIMIT));
-    let limits: Vec<Option<String>> = specs
-        .iter()
-        .map(|spec| spec.message_bytes_max.map(batch_limit))
-        .collect();
-    let new: Vec<NewTopic<'_>> = std::iter::zip(specs, &limits)
-        .map(|(spec, limit)| new_topic(spec, limit.as_deref(), replication_factor))
+    let settings: Vec<Vec<(&str, String)>> = specs.iter().map(settings).collect();
+    let new: Vec<NewTopic<'_>> = std::iter::zip(specs, &settings)
+        .map(|(spec, settings)| new_topic(spec, settings, replication_factor))
         .collect();
     let created = admin
         .create_topics(&new, &options)
         .await
         .map_err(|error| failed("create topics", &error))?;
     check(&created, RDKafkaErrorCode::TopicAlreadyExists, "create topic")?;
+    let stood: HashSet<&str> = created
+        .iter()
+        .filter_map(|created| Some(created.as_ref().err()?.0.as_str()))
+        .collect();
+    let keep_for = specs.iter().filter_map(|spec| match spec.retention {
+        Retention::TimeMs(ms) if stood.contains(spec.name.as_str()) => Some((spec.name.clone(), ms)),
+        _ => None,
+    });
+    set_retention(client, keep_for.collect()).await?;
     let found = described(client, specs).await?;
     let smaller = specs.iter().filter(|spec| {
         found
@@ -113,17 +119,46 @@ async fn described(
     blocking(move || describe(&client, &names)).await
 }
 
-fn new_topic<'a>(spec: &'a TopicSpec, limit: Option<&'a str>, replication_factor: u16) -> NewTopic<'a> {
+/// What a new topic has by name.
+fn settings(spec: &TopicSpec) -> Vec<(&'static str, String)> {
+    let limit = spec
+        .message_bytes_max
+        .map(|bytes| ("max.message.bytes", batch_limit(bytes)));
+    let retention = match spec.retention {
+        Retention::Cluster => None,
+        Retention::TimeMs(ms) => Some((native::RETENTION_MS, ms.to_string())),
+        Retention::LastOfKey => Some(("cleanup.policy", "compact".to_owned())),
+    };
+    limit.into_iter().chain(retention).collect()
+}
+
+fn new_topic<'a>(
+    spec: &'a TopicSpec,
+    settings: &'a [(&str, String)],
+    replication_factor: u16,
+) -> NewTopic<'a> {
     let partitions = i32::try_from(spec.partitions).unwrap_or(i32::MAX);
     let topic = NewTopic::new(
         spec.name.as_str(),
         partitions,
         TopicReplication::Fixed(i32::from(replication_factor)),
     );
-    match limit {
-        Some(limit) => topic.set("max.message.bytes", limit),
-        None => topic,
-    }
+    settings
+        .iter()
+        .fold(topic, |topic, (name, value)| topic.set(name, value))
+}
+
+/// Has topics that exist keep their records for so many milliseconds.
+async fn set_retention(
+    client: &Arc<BaseProducer<Complaints>>,
+    topics: Vec<(TopicName, u64)>,
+) -> Result<(), Error> {
+    let client = Arc::clone(client);
+    blocking(move || {
+        native::set_retention(client.client(), &topics, ANSWER_LIMIT)
+            .map_err(|(code, text)| classified("change how long topics keep records", code, false, text))
+    })
+    .await
 }
 
 fn wanted(spec: &TopicSpec) -> usize {

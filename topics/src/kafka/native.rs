@@ -168,6 +168,80 @@ unsafe fn described(topic: *const sys::rd_kafka_TopicDescription_t) -> Option<(T
     }
 }
 
+/// The name of the setting of how many milliseconds a topic keeps a record.
+pub(super) const RETENTION_MS: &str = "retention.ms";
+
+/// Has each of `topics` keep its records for so many milliseconds. rdkafka offers only the request that would put all other
+/// settings of a topic back.
+pub(super) fn set_retention<C: ClientContext>(
+    client: &Client<C>,
+    topics: &[(TopicName, u64)],
+    limit: Duration,
+) -> Result<(), (RDKafkaErrorCode, String)> {
+    if topics.is_empty() {
+        return Ok(());
+    }
+    let request = Request::new(
+        client,
+        sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_INCREMENTALALTERCONFIGS,
+        limit,
+    );
+    let text = |text: &str| CString::new(text).expect("neither a name nor a number has a NUL");
+    let setting = text(RETENTION_MS);
+    let mut changes = Vec::with_capacity(topics.len());
+    for (topic, ms) in topics {
+        let (topic, value) = (text(topic.as_str()), text(&ms.to_string()));
+        // SAFETY: the texts are alive during the calls, which copy them; the resource is destroyed below.
+        unsafe {
+            let change = sys::rd_kafka_ConfigResource_new(
+                sys::rd_kafka_ResourceType_t::RD_KAFKA_RESOURCE_TOPIC,
+                topic.as_ptr(),
+            );
+            let error = sys::rd_kafka_ConfigResource_add_incremental_config(
+                change,
+                setting.as_ptr(),
+                sys::rd_kafka_AlterConfigOpType_t::RD_KAFKA_ALTER_CONFIG_OP_TYPE_SET,
+                value.as_ptr(),
+            );
+            debug_assert!(error.is_null(), "a name and a value are all that is asked for");
+            changes.push(change);
+        }
+    }
+    // SAFETY: the resources are alive during the call, which copies them; client, options and queue outlive the request.
+    unsafe {
+        sys::rd_kafka_IncrementalAlterConfigs(
+            client.native_ptr(),
+            changes.as_mut_ptr(),
+            changes.len(),
+            request.options,
+            request.queue,
+        );
+        sys::rd_kafka_ConfigResource_destroy_array(changes.as_mut_ptr(), changes.len());
+    }
+    let reply = request.reply()?;
+    let mut count = 0;
+    // SAFETY: the reply to IncrementalAlterConfigs is a result of it, whose `count` parts live as long as the reply; the
+    // text of a part, where there is one, ends with a NUL and is copied at once.
+    unsafe {
+        let result = sys::rd_kafka_event_IncrementalAlterConfigs_result(reply.event);
+        let changed = sys::rd_kafka_IncrementalAlterConfigs_result_resources(result, &mut count);
+        for index in 0..count {
+            let changed = *changed.add(index);
+            let code = sys::rd_kafka_ConfigResource_error(changed);
+            if code != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
+                let text = sys::rd_kafka_ConfigResource_error_string(changed);
+                let text = if text.is_null() {
+                    String::new()
+                } else {
+                    CStr::from_ptr(text).to_string_lossy().into_owned()
+                };
+                return Err((code.into(), text));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// A request to the cluster with a queue of its own for the one reply.
 struct Request<'a> {
     options: *mut sys::rd_kafka_AdminOptions_t,

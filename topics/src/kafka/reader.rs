@@ -511,7 +511,7 @@ impl Poller {
 }
 
 /// The error that a stage must hear; the others pass, since librdkafka goes on trying.
-fn worth_telling(error: &KafkaError) -> Option<Error> {
+pub(super) fn worth_telling(error: &KafkaError) -> Option<Error> {
     let told = failed("read from Kafka", error);
     match error {
         KafkaError::PartitionEOF(_) => None,
@@ -521,6 +521,17 @@ fn worth_telling(error: &KafkaError) -> Option<Error> {
             None
         }
         _ => Some(told),
+    }
+}
+
+/// What stands in `message`.
+pub(super) fn record(message: &BorrowedMessage<'_>) -> Record {
+    Record {
+        offset: message.offset(),
+        timestamp_ms: message.timestamp().to_millis().unwrap_or(0),
+        key: message.key().map(Bytes::copy_from_slice),
+        value: message.payload().map(Bytes::copy_from_slice),
+        headers: native::headers(message),
     }
 }
 
@@ -556,13 +567,7 @@ impl OpenChunk {
     }
 
     fn push(&mut self, message: &BorrowedMessage<'_>) {
-        let record = Record {
-            offset: message.offset(),
-            timestamp_ms: message.timestamp().to_millis().unwrap_or(0),
-            key: message.key().map(Bytes::copy_from_slice),
-            value: message.payload().map(Bytes::copy_from_slice),
-            headers: native::headers(message),
-        };
+        let record = record(message);
         self.bytes += record.size_bytes();
         self.chunk.records.push(record);
     }

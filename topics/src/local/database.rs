@@ -1,6 +1,10 @@
 //! The tables: topics, records, group progress.
 
-use std::{collections::HashMap, path::Path, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::Path,
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use redb::{
@@ -184,6 +188,13 @@ impl Log {
         Ok(partitions)
     }
 
+    /// How many partitions those of `names` have that exist.
+    pub(super) fn sizes(&self, names: &[TopicName]) -> BTreeMap<TopicName, u32> {
+        let topics = self.topics.read().expect("no holder of this lock panics");
+        let size = |name: &TopicName| Some((name.clone(), topics.get(name)?.partitions));
+        names.iter().filter_map(size).collect()
+    }
+
     pub(super) fn committed(&self, group: &str, partition: &Partition) -> Result<Option<i64>, Error> {
         let topic = self.topic(&partition.topic.name)?;
         let read = || -> Result<Option<i64>, redb::Error> {
@@ -220,6 +231,22 @@ impl Log {
             Ok(records)
         };
         read().map_err(|error| unavailable(&format!("read {partition}"), &error))
+    }
+
+    /// The last record of the first partition of `topic`.
+    pub(super) fn last(&self, topic: &TopicName) -> Result<Option<Record>, Error> {
+        let Ok(Topic { number, .. }) = self.topic(topic) else {
+            return Ok(None);
+        };
+        let read = || -> Result<Option<Record>, redb::Error> {
+            let table = self.database.begin_read()?.open_table(RECORDS)?;
+            let last = table.range((number, 0, 0)..=(number, 0, i64::MAX))?.next_back();
+            let Some((key, value)) = last.transpose()? else {
+                return Ok(None);
+            };
+            Ok(Some(restore(key.value().2, value.value())))
+        };
+        read().map_err(|error| unavailable(&format!("read the last record of `{topic}`"), &error))
     }
 
     pub(super) fn append(&self, records: &[Append]) -> Result<Vec<Appended>, Error> {
