@@ -24,6 +24,6 @@ pub use job::{Job, Priority};
 pub use names::{InvalidName, JobId, ModelName, Pool, Tenant};
 pub use origin::{Origin, Route};
 pub use outcome::{Cost, DeviceShare, Digest, Outcome, Outcomes, Reason, ReasonCode, Run, Task, Verdict};
-pub use policy::{ModelTerms, Policies, TenantPolicy, Tenants};
+pub use policy::{ModelTerms, Policies, TenantPolicy, TenantSet, Tenants};
 pub use record::{DecodeError, Record};
 pub use topic::{Door, TopicId, TopicName, TopicNames};

@@ -8,10 +8,25 @@ use std::{
 use rust_decimal::Decimal;
 use serde::{Deserialize, Serialize};
 
-use crate::{ModelName, Pool, Priority, Task, Tenant, TopicNames};
+use crate::{ModelName, Pool, Priority, Record, Task, Tenant, TopicNames};
 
 /// The known tenants and what each may do.
 pub type Tenants = BTreeMap<Tenant, TenantPolicy>;
+
+/// All tenants, as they cross a topic in one record: a set takes the place of the one before it, and nothing of both is
+/// ever in force together.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct TenantSet(pub Tenants);
+
+impl Record for TenantSet {
+    const KIND: &'static str = "tenant set";
+    const VERSION: u8 = 1;
+
+    fn size_hint(&self) -> usize {
+        200 * self.0.len()
+    }
+}
 
 /// Everything that admission and billing look at, as of one moment.
 #[derive(Debug, Clone)]

@@ -3,11 +3,16 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::{collections::BTreeMap, fmt::Debug, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Debug,
+    path::Path,
+};
 
 use schemas::{
     AdmittedJob, AdmittedJobs, Cost, DecodeError, DeviceShare, Digest, JobId, ModelName, Origin, Outcome,
-    Outcomes, Priority, Reason, ReasonCode, Record, Route, Run, Task, Tenant, TopicId, TopicName, Verdict,
+    Outcomes, Pool, Priority, Reason, ReasonCode, Record, Route, Run, Task, Tenant, TenantPolicy, TenantSet,
+    TopicId, TopicName, Verdict,
 };
 
 fn origin() -> Origin {
@@ -130,6 +135,24 @@ fn admitted_jobs_keep_their_bytes() {
 #[test]
 fn outcomes_keep_their_bytes() {
     check(&Outcomes(vec![succeeded(), rejected()]), "outcomes.v2.bin");
+}
+
+#[test]
+fn a_set_of_tenants_keeps_its_bytes() {
+    let acme = TenantPolicy {
+        pool: Pool::new("gold").unwrap(),
+        partitions: 4,
+        models: Some(BTreeSet::from([ModelName::new("minilm").unwrap()])),
+        weight: 3.try_into().unwrap(),
+        priority_max: Priority::Normal,
+        retention_days: Some(30.try_into().unwrap()),
+        labels: labels(),
+    };
+    let tenants = BTreeMap::from([
+        (Tenant::new("acme").unwrap(), acme),
+        (Tenant::new("globex").unwrap(), TenantPolicy::default()),
+    ]);
+    check(&TenantSet(tenants), "tenant-set.v1.bin");
 }
 
 #[test]

@@ -4,6 +4,8 @@ use std::{io::Write, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
+use schemas::Tenant;
+
 use crate::config::Sources;
 
 /// Multi-tenant batch inference: jobs from Kafka, a model in process, results and bills as plain Parquet.
@@ -45,6 +47,13 @@ pub(crate) enum Command {
     /// List, show or replay the records that could not be decoded
     #[command(subcommand)]
     DeadLetters(DeadLettersCommand),
+    /// Plan, apply or show who the tenants are and what each may do
+    ///
+    /// Tenants stand in one of three places: in the configuration itself ([tenants.<name>]), fixed while services run; in
+    /// the file of `tenants_path`, which is read again when it changes; or, where the configuration has neither, on a topic
+    /// that all instances follow, which `apply` writes to.
+    #[command(subcommand, verbatim_doc_comment)]
+    Tenants(TenantsCommand),
     /// Print the configuration in force, secrets hidden
     Config,
     /// Ask a running service for its health; exits with 1 unless it is well
@@ -114,6 +123,61 @@ pub(crate) enum DeadLettersCommand {
         #[arg(long, conflicts_with = "offsets")]
         all: bool,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TenantsCommand {
+    /// Say what applying a tenants file would do, and do nothing
+    ///
+    /// The file has a table a tenant, [tenants.<name>], as the configuration may have them. Exits with 1 where the file has
+    /// a mistake, or changes what must not change while jobs are under way.
+    Plan {
+        /// The tenants file
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// Put the tenants of a file in force, all at once: for services on Kafka that have no tenants configured
+    ///
+    /// Makes the topics that are missing, adds partitions, sets how long topics keep their records, and then writes the
+    /// whole set as one record. Every instance takes it within about two seconds; one for which it is no good refuses it
+    /// as a whole, says so in its log, and goes on with what it has.
+    Apply {
+        /// The tenants file
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// Change partitions and pools too: only while all services are stopped and nothing of those tenants is under way
+        #[arg(long)]
+        at_rest: bool,
+    },
+    /// Print the tenants in force, as a tenants file
+    Show(ShowArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ShowArgs {
+    /// Print instead the `kafka-acls` commands that let each tenant write to its own topic of jobs and nowhere else, and
+    /// the services do their work
+    #[arg(long, group = "what")]
+    pub(crate) acls: bool,
+    /// Print instead the IAM policy of this tenant's readers: its own results and costs in the lake, and nothing else
+    #[arg(long, value_name = "TENANT", group = "what", value_parser = Tenant::new)]
+    pub(crate) store_policy: Option<Tenant>,
+    /// The services' Kafka principal, for --acls
+    #[arg(
+        long,
+        value_name = "PRINCIPAL",
+        default_value = "User:tributary",
+        requires = "acls"
+    )]
+    pub(crate) service_principal: String,
+    /// A tenant's Kafka principal, for --acls; `{tenant}` stands for its name
+    #[arg(
+        long,
+        value_name = "PRINCIPAL",
+        default_value = "User:{tenant}",
+        requires = "acls"
+    )]
+    pub(crate) tenant_principal: String,
 }
 
 #[derive(Debug, Args)]

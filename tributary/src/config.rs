@@ -18,6 +18,8 @@ use rust_decimal::Decimal;
 use schemas::{ModelName, ModelTerms, Policies, Pool, Tenants, TopicName, TopicNames};
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::tenants;
+
 const DEFAULT: &str = include_str!("../default.toml");
 const EXAMPLE: &str = include_str!("../example.toml");
 const ENV_PREFIX: &str = "TRIBUTARY__";
@@ -30,6 +32,8 @@ const PRICE_DECIMALS_MAX: u32 = 9;
 pub(crate) struct Config {
     pub(crate) currency: String,
     pub(crate) input_bytes_max: usize,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) tenants_path: Option<PathBuf>,
     pub(crate) topics: TopicsSection,
     #[serde(default)]
     pub(crate) models: BTreeMap<ModelName, ModelSection>,
@@ -186,6 +190,17 @@ pub(crate) struct Sources {
     pub(crate) set: Vec<String>,
 }
 
+/// Where the tenants are said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum TenantsSource<'a> {
+    /// In the configuration, for as long as the process runs.
+    Fixed,
+    /// In this file, which may change.
+    File(&'a PathBuf),
+    /// On the topic of policies, which may change.
+    Topic,
+}
+
 /// Whether the example's tenants and models are there too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Example {
@@ -201,7 +216,11 @@ impl Config {
     /// Reads the configuration from all its sources.
     pub(crate) fn load(sources: &Sources, example: Example) -> anyhow::Result<Self> {
         let own = Self::own(sources)?;
-        let no_tenant = own.find_value("tenants").is_err();
+        let has = |key| own.find_value(key).is_ok();
+        if has("tenants") && has("tenants_path") {
+            bail!("tenants stand in [tenants.…] and in the file of `tenants_path`: keep one of the two");
+        }
+        let no_tenant = !has("tenants") && !has("tenants_path");
         let with_example = example == Example::Always || example == Example::WhereNoTenant && no_tenant;
         let base = Figment::new().merge(Toml::string(DEFAULT));
         let base = if with_example {
@@ -218,7 +237,7 @@ impl Config {
     fn own(sources: &Sources) -> anyhow::Result<Figment> {
         let mut own = Figment::new();
         if let Some(path) = &sources.config {
-            own = own.merge(Toml::string(&read(path)?));
+            own = own.merge(Toml::string(&read("configuration file", path)?));
         }
         own = own.merge(Env::prefixed(ENV_PREFIX).split("__"));
         for setting in &sources.set {
@@ -240,33 +259,27 @@ impl Config {
                 );
             }
         }
-        for (name, tenant) in &self.tenants {
-            if name.is_unclaimed() {
-                bail!("tenants.unclaimed: the name is reserved for the outcomes of jobs of unknown tenants");
-            }
-            if tenant.partitions == 0 {
-                bail!("tenants.{name}.partitions is 0: a tenant's topics need at least one partition");
-            }
-            if let Some(unknown) = tenant
-                .models
-                .iter()
-                .flatten()
-                .find(|model| !self.models.contains_key(model))
-            {
-                bail!(
-                    "tenants.{name}.models names `{unknown}`, which is not configured: add [models.{unknown}]"
-                );
-            }
+        if let Err(mistake) = tenants::check(&self.tenants, &self.models) {
+            bail!("{mistake}");
         }
         TopicNames::new(&self.topics.jobs, &self.topics.prefix).context("topics.jobs or topics.prefix")?;
         Ok(())
     }
 
+    /// Where the tenants are said.
+    pub(crate) fn tenants_source(&self) -> TenantsSource<'_> {
+        match &self.tenants_path {
+            Some(path) => TenantsSource::File(path),
+            None if self.tenants.is_empty() => TenantsSource::Topic,
+            None => TenantsSource::Fixed,
+        }
+    }
+
     /// Refuses a configuration under which every job would be rejected.
     pub(crate) fn require_tenants_and_models(&self) -> anyhow::Result<()> {
-        if self.tenants.is_empty() {
+        if self.tenants_source() == TenantsSource::Topic && self.topics.kind == TopicsKind::Local {
             bail!(
-                "no tenant is configured, so every job would be rejected: add [tenants.<name>] to the --config file"
+                "no tenant is configured, so every job would be rejected: add [tenants.<name>] to the --config file, or set `tenants_path`"
             );
         }
         if self.models.is_empty() {
@@ -354,13 +367,13 @@ impl ProcessorSection {
     }
 }
 
-fn read(path: &Path) -> anyhow::Result<String> {
-    std::fs::read_to_string(path)
-        .with_context(|| format!("configuration file `{}` cannot be read", path.display()))
+/// The text of a file whose `kind` is told where it cannot be read.
+pub(crate) fn read(kind: &str, path: &Path) -> anyhow::Result<String> {
+    std::fs::read_to_string(path).with_context(|| format!("{kind} `{}` cannot be read", path.display()))
 }
 
 /// Says what is wrong with a setting, where it came from, and which known one is nearest to an unknown one.
-fn explain(error: &figment::Error) -> anyhow::Error {
+pub(crate) fn explain(error: &figment::Error) -> anyhow::Error {
     let key = error.path.join(".");
     let from = error
         .metadata

@@ -39,6 +39,7 @@ pub(crate) async fn run(mut config: Config, args: DemoArgs) -> anyhow::Result<()
         .lake
         .canonicalize()
         .with_context(|| format!("lake `{}`", args.lake.display()))?;
+    config.tenants_path = None;
     config.topics.kind = TopicsKind::Local;
     config.topics.path = lake.join(TOPICS_FILE);
     config.processor.attempts_path = lake.join(ATTEMPTS_FOLDER);

@@ -7,11 +7,13 @@ mod demo;
 mod health;
 mod http;
 mod logging;
+mod metric_names;
 mod pipeline;
 mod process;
 mod shutdown;
 mod submit;
 mod supervise;
+mod tenants;
 mod verify;
 
 use std::process::ExitCode;
@@ -55,6 +57,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::Submit(args) => submit::run(&config, args).await,
             Command::Verify(args) => return verify::run(&config, &args).await,
             Command::DeadLetters(command) => dead_letters::run(&config, &command).await,
+            Command::Tenants(command) => tenants::run(&config, &command).await,
             Command::Config => cli::print(&config.to_toml()?),
             Command::Health(args) => health::ask(&args.url),
             Command::Completions { shell } => {

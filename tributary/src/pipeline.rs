@@ -14,10 +14,11 @@ use tokio_util::sync::CancellationToken;
 use topics::{TopicSpec, Topics, local::LocalTopics};
 
 use crate::{
-    config::{Config, Delivery, TopicsKind},
+    config::{Config, Delivery, TenantsSource, TopicsKind},
     health::{Health, State},
     http, shutdown,
     supervise::keep_running,
+    tenants::Follower,
 };
 
 /// A service that this process can run.
@@ -35,7 +36,8 @@ pub(crate) async fn serve(config: Config, stages: &[Stage]) -> anyhow::Result<()
             "one service alone needs topics that others reach: set topics.kind to \"kafka\" and topics.kafka.\"bootstrap.servers\", or run all services in one process with `tributary up`"
         );
     }
-    if stages.contains(&Stage::Ingest) || stages.contains(&Stage::Processor) {
+    let by_tenant = stages.contains(&Stage::Ingest) || stages.contains(&Stage::Processor);
+    if by_tenant {
         config.require_tenants_and_models()?;
     }
     let shutdown = shutdown::on_signal()?;
@@ -58,15 +60,24 @@ pub(crate) async fn serve(config: Config, stages: &[Stage]) -> anyhow::Result<()
 
     let mut running = JoinSet::new();
     running.spawn(http::serve(listener, served, body_bytes_max, shutdown.clone()));
-    let (_fixed, policies) = watch::channel(Arc::new(config.policies()));
     let config = Arc::new(config);
+    let follower = if by_tenant {
+        Follower::open(&config, &topics, &health, &shutdown).await?
+    } else {
+        Some(Follower::fixed(&config, &topics))
+    };
+    let Some(follower) = follower else {
+        return Ok(());
+    };
     for stage in stages {
         let (config, topics, health) = (Arc::clone(&config), Arc::clone(&topics), health.clone());
-        let (stage, policies, door, shutdown) = (*stage, policies.clone(), door.clone(), shutdown.clone());
+        let (stage, policies) = (*stage, follower.policies());
+        let (door, shutdown) = (door.clone(), shutdown.clone());
         running.spawn(
             async move { run_stage(stage, &config, topics, policies, door, &health, &shutdown).await },
         );
     }
+    running.spawn(follower.run(shutdown.clone()));
     let mut first_error = Ok(());
     while let Some(ended) = running.join_next().await {
         let result = ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
@@ -162,6 +173,13 @@ pub(crate) fn job_topics(config: &Config, policies: &Policies) -> Vec<TopicSpec>
     specs
 }
 
+/// Every topic that must exist for these policies.
+pub(crate) fn all_topics(config: &Config, policies: &Policies) -> Vec<TopicSpec> {
+    let mut specs = ingest::Service::topic_specs(policies);
+    specs.extend(job_topics(config, policies));
+    specs
+}
+
 /// The topics that the configuration names; stages on Kafka commit as `delivery` says.
 pub(crate) fn open_topics(config: &Config, delivery: Delivery) -> anyhow::Result<Arc<dyn Topics>> {
     match config.topics.kind {
@@ -222,18 +240,17 @@ async fn processor(config: &Config, topics: Arc<dyn Topics>) -> anyhow::Result<p
     ))
 }
 
-/// The models that some tenant of this processor's pool may use.
+/// The models that some tenant of this processor's pool may use; all of them where tenants may change.
 fn models_of_pool(config: &Config) -> BTreeSet<ModelName> {
+    let all = || config.models.keys().cloned().collect();
+    if config.tenants_source() != TenantsSource::Fixed {
+        return all();
+    }
     let tenants = config
         .tenants
         .values()
         .filter(|tenant| tenant.pool == config.processor.pool);
     tenants
-        .flat_map(|tenant| {
-            tenant
-                .models
-                .clone()
-                .unwrap_or_else(|| config.models.keys().cloned().collect())
-        })
+        .flat_map(|tenant| tenant.models.clone().unwrap_or_else(all))
         .collect()
 }

@@ -4,7 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Read, Write},
     path::Path,
     process::{Child, Command, Output, Stdio},
 };
@@ -218,6 +218,10 @@ struct Up {
 
 impl Up {
     fn start(folder: &Path) -> Self {
+        Self::start_with(folder, &[])
+    }
+
+    fn start_with(folder: &Path, more: &[&str]) -> Self {
         let topics = format!("topics.path={}", folder.join("topics.redb").display());
         let lake = format!("sink.url={}", folder.join("lake").display());
         let settings = [
@@ -230,7 +234,7 @@ impl Up {
         ];
         let mut command = Command::new(env!("CARGO_BIN_EXE_tributary"));
         command.arg("up").stderr(Stdio::piped());
-        for setting in settings {
+        for setting in settings.iter().chain(more) {
             command.args(["--set", setting]);
         }
         let mut process = command.spawn().unwrap();
@@ -296,6 +300,153 @@ fn jobs_submitted_over_http_survive_a_kill_and_each_ends_once() {
     });
     up.end("-TERM");
     assert!(verify(&folder.path().join("lake")).contains(" 10000 outcomes"));
+}
+
+/// The value of a metric of a running `up`, 0 where it was never counted.
+fn metric(up: &Up, name: &str) -> u64 {
+    let address = up.url.trim_start_matches("http://");
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    let value = text.lines().find_map(|line| line.strip_prefix(name));
+    value.map_or(0, |value| value.trim().parse().unwrap())
+}
+
+#[test]
+fn tenants_come_and_go_while_jobs_flow_and_a_broken_file_changes_nothing() {
+    const ROUND_JOBS: usize = 200;
+    let folder = tempfile::tempdir().unwrap();
+    let (tenants, jobs) = (
+        folder.path().join("tenants.toml"),
+        folder.path().join("jobs.jsonl"),
+    );
+    write_jobs(&jobs, ROUND_JOBS);
+    let put = |text: &str| {
+        let aside = folder.path().join("tenants.new");
+        std::fs::write(&aside, text).unwrap();
+        std::fs::rename(&aside, &tenants).unwrap();
+    };
+    let (with_acme, without) = (
+        "[tenants.acme]\nlabels = { desk = '7' }\n[tenants.globex]\n",
+        "[tenants.globex]\n",
+    );
+    put(with_acme);
+    let path = format!("tenants_path={}", tenants.display());
+    let terms = "models.minilm.price_per_device_second=0.5";
+    let up = Up::start_with(folder.path(), &[&path, terms]);
+    let submit = || {
+        let submitted = tributary(&["submit", jobs.to_str().unwrap(), "--to", &up.url]);
+        assert!(submitted.status.success(), "{}", stderr(&submitted));
+    };
+    let sets = |result: &str| {
+        metric(
+            &up,
+            &format!("tributary_tenant_sets_total{{result=\"{result}\"}}"),
+        )
+    };
+    let decided = |tenant: &str, decision: &str| {
+        let labels = format!("{{tenant=\"{tenant}\",decision=\"{decision}\"}}");
+        metric(&up, &format!("tributary_ingest_decided_total{labels}"))
+    };
+    let all_decided = |jobs: usize| {
+        wait_for(|| decided("acme", "admitted") + decided("unclaimed", "rejected") == jobs as u64);
+    };
+
+    // Each set is in force before its round of jobs, and the next one comes while they are under way.
+    submit();
+    all_decided(ROUND_JOBS);
+    put(without);
+    wait_for(|| sets("taken") == 1);
+    submit();
+    all_decided(2 * ROUND_JOBS);
+    assert_eq!(decided("unclaimed", "rejected"), ROUND_JOBS as u64);
+    for (broken, count) in [
+        ("[tenants.acme]\nweigth = 2\n", 1),
+        ("[tenants.globex]\npartitions = 2\n", 2),
+        ("", 3),
+    ] {
+        put(broken);
+        wait_for(|| sets("refused") == count);
+        submit();
+    }
+    all_decided(5 * ROUND_JOBS);
+    assert_eq!(
+        (decided("acme", "admitted"), decided("unclaimed", "rejected")),
+        (ROUND_JOBS as u64, 4 * ROUND_JOBS as u64),
+        "the old set stays in force"
+    );
+    put(with_acme);
+    wait_for(|| sets("taken") == 2);
+    submit();
+    all_decided(6 * ROUND_JOBS);
+    assert_eq!(decided("acme", "admitted"), 2 * ROUND_JOBS as u64);
+
+    let outcomes = format!(" {} outcomes", 6 * ROUND_JOBS);
+    wait_for(|| {
+        let report = tributary(&["verify", folder.path().join("lake").to_str().unwrap()]);
+        stdout(&report).contains(&outcomes)
+    });
+    up.end("-TERM");
+    assert!(verify(&folder.path().join("lake")).contains(&outcomes));
+}
+
+#[test]
+fn a_tenants_file_is_planned_shown_and_refused_with_its_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let (config, now, next) = (
+        folder.path().join("tributary.toml"),
+        folder.path().join("now.toml"),
+        folder.path().join("next.toml"),
+    );
+    let model = "[models.minilm]\nsource = 'passthrough:4'\nprice_per_device_second = '1'\n";
+    let path = format!("tenants_path = '{}'\n{model}", now.display());
+    std::fs::write(&config, path).unwrap();
+    std::fs::write(&now, "[tenants.acme]\nweight = 2\n").unwrap();
+    let tenants = |arguments: &[&str]| {
+        tributary(&[&["tenants", "--config", config.to_str().unwrap()], arguments].concat())
+    };
+    let next_path = next.to_str().unwrap();
+    let planned = |text: &str| {
+        std::fs::write(&next, text).unwrap();
+        tenants(&["plan", next_path])
+    };
+
+    let plan = planned("[tenants.acme]\nweight = 3\n[tenants.globex]\n");
+    assert!(
+        plan.status.success() && stdout(&plan).contains("added globex; changed acme: weight (2 to 3)"),
+        "{}",
+        stderr(&plan)
+    );
+    let moved = planned("[tenants.acme]\npool = 'gold'\n");
+    assert_eq!(moved.status.code(), Some(1));
+    assert!(stderr(&moved).contains("tenants.acme.pool"), "{}", stderr(&moved));
+    let broken = planned("[tenants.acme]\n\nweigth = 3\n");
+    assert!(
+        stderr(&broken).contains("line 3") && stderr(&broken).contains("did you mean `tenants.acme.weight`?"),
+        "{}",
+        stderr(&broken)
+    );
+    let applied = tenants(&["apply", now.to_str().unwrap()]);
+    assert!(
+        !applied.status.success() && stderr(&applied).contains("write to that file"),
+        "{}",
+        stderr(&applied)
+    );
+
+    let shown = stdout(&tenants(&["show"]));
+    assert!(
+        shown.contains("[tenants.acme]") && shown.contains("weight = 2"),
+        "{shown}"
+    );
+    let acls = stdout(&tenants(&["show", "--acls"]));
+    assert!(acls.contains("--topic jobs.acme"), "{acls}");
+    let policy = tenants(&["show", "--store-policy", "acme", "--set", "sink.url=s3://lake"]);
+    assert!(
+        stdout(&policy).contains("results/tenant=acme/*"),
+        "{}",
+        stderr(&policy)
+    );
 }
 
 #[test]

@@ -11,7 +11,7 @@ use rdkafka::{
     admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication, TopicResult},
     consumer::{BaseConsumer, Consumer},
     error::KafkaError,
-    producer::BaseProducer,
+    producer::{BaseProducer, Producer},
     types::RDKafkaErrorCode,
 };
 use schemas::TopicName;

@@ -1,0 +1,4 @@
+//! The metrics of the process itself; each service has its own.
+
+/// Sets of tenants that came while services ran, by `result` (taken, refused).
+pub(crate) const TENANT_SETS: &str = "tributary_tenant_sets_total";

@@ -1,0 +1,195 @@
+//! `tributary tenants`: what a tenants file would change, putting it in force, and what is in force.
+
+use std::{collections::BTreeMap, path::Path, sync::Arc};
+
+use anyhow::{Context, bail, ensure};
+use schemas::{Policies, Record as _, TenantSet, Tenants, TopicName};
+use topics::{Append, Retention, TopicSpec, Topics};
+
+use super::{
+    acls::{self, Principals},
+    change::Changes,
+    follow::{last_set, topic_spec},
+    set, store_policy,
+};
+use crate::{
+    cli::{ShowArgs, TenantsCommand, print},
+    config::{self, Config, Delivery, TenantsSource, TopicsKind},
+    pipeline::{all_topics, open_topics},
+};
+
+/// One set a record, and the last one counts: they all have this key.
+const KEY: &str = "tenants";
+
+/// Plans, applies or shows.
+pub(crate) async fn run(config: &Config, command: &TenantsCommand) -> anyhow::Result<()> {
+    match command {
+        TenantsCommand::Plan { file } => plan(config, read(config, file)?).await,
+        TenantsCommand::Apply { file, at_rest } => apply(config, read(config, file)?, *at_rest).await,
+        TenantsCommand::Show(args) => show(config, args).await,
+    }
+}
+
+fn read(config: &Config, file: &Path) -> anyhow::Result<Tenants> {
+    let text = config::read("tenants file", file)?;
+    set::read(&text, &config.models)
+        .map_err(|refused| anyhow::anyhow!("tenants file `{}`, {refused}", file.display()))
+}
+
+async fn plan(config: &Config, tenants: Tenants) -> anyhow::Result<()> {
+    let topics = topics_of_cluster(config)?;
+    let changes = Changes::between(&in_force(config, topics.as_deref()).await?, &tenants);
+    print(&format!("tenants  {changes}"))?;
+    match topics {
+        Some(topics) => {
+            let specs = topics_for(config, tenants);
+            let names: Vec<TopicName> = specs.iter().map(|spec| spec.name.clone()).collect();
+            let sizes = topics.partitions(&names).await?;
+            work_on(&specs, &sizes).iter().try_for_each(|line| print(line))?;
+        }
+        None => print("topics   `tributary up` makes them when it takes the set")?,
+    }
+    changes
+        .refused_under_way()
+        .map_or(Ok(()), |problem| bail!(problem))
+}
+
+async fn apply(config: &Config, tenants: Tenants, at_rest: bool) -> anyhow::Result<()> {
+    if let TenantsSource::File(path) = config.tenants_source() {
+        bail!(
+            "services of this configuration take their tenants from `{}`: write to that file, and they take it by themselves",
+            path.display()
+        );
+    }
+    ensure!(
+        config.tenants_source() == TenantsSource::Topic,
+        "services of this configuration have their tenants in it, in [tenants.…]: move these to a tenants file, and apply that"
+    );
+    let Some(topics) = topics_of_cluster(config)? else {
+        bail!(
+            "topics.kind is \"local\", and a running `up` has them to itself: set `tenants_path`, and `up` takes what is written to that file"
+        );
+    };
+    let changes = Changes::between(&in_force(config, Some(topics.as_ref())).await?, &tenants);
+    if let Some(problem) = changes.refused_under_way().filter(|_| !at_rest) {
+        bail!("{problem}: `tributary tenants apply --at-rest`");
+    }
+    topics.ensure(&topics_for(config, tenants.clone())).await?;
+    let append = Append {
+        topic: config.topics.names().policies(),
+        partition: Some(0),
+        timestamp_ms: chrono::Utc::now().timestamp_millis(),
+        key: Some(KEY.into()),
+        value: Some(TenantSet(tenants).encode().into()),
+        headers: Vec::new(),
+    };
+    for appended in topics.appender().await?.append(vec![append]).await {
+        appended.context("whether the set was applied is not known: apply it again")?;
+    }
+    print(&format!("applied  {changes}"))
+}
+
+async fn show(config: &Config, args: &ShowArgs) -> anyhow::Result<()> {
+    let topics = topics_of_cluster(config)?;
+    let tenants = in_force(config, topics.as_deref()).await?;
+    if args.acls {
+        let principals = Principals {
+            service: &args.service_principal,
+            tenant: &args.tenant_principal,
+        };
+        return acls::commands(config, &tenants, &principals)
+            .iter()
+            .try_for_each(|line| print(line));
+    }
+    if let Some(tenant) = &args.store_policy {
+        ensure!(tenants.contains_key(tenant), "there is no tenant `{tenant}`");
+        return print(&store_policy::of_reader(&config.sink.url, tenant)?);
+    }
+    ensure!(!tenants.is_empty(), "no tenant is in force");
+    print(set::write(&tenants)?.trim_end())
+}
+
+/// The tenants that services of this configuration go by.
+async fn in_force(config: &Config, topics: Option<&dyn Topics>) -> anyhow::Result<Tenants> {
+    match (config.tenants_source(), topics) {
+        (TenantsSource::File(path), _) => read(config, path),
+        (TenantsSource::Fixed, _) | (TenantsSource::Topic, None) => Ok(config.tenants.clone()),
+        (TenantsSource::Topic, Some(topics)) => match last_set(topics, config).await? {
+            Some((tenants, _)) => tenants.map_err(|problem| {
+                let topic = config.topics.names().policies();
+                anyhow::anyhow!("the set on `{topic}`, which every instance refuses: {problem}")
+            }),
+            None => Ok(Tenants::new()),
+        },
+    }
+}
+
+/// The topics where others reach them; those of a running `up` are its own.
+fn topics_of_cluster(config: &Config) -> anyhow::Result<Option<Arc<dyn Topics>>> {
+    match config.topics.kind {
+        TopicsKind::Local => Ok(None),
+        TopicsKind::Kafka => open_topics(config, Delivery::Transactional).map(Some),
+    }
+}
+
+fn topics_for(config: &Config, tenants: Tenants) -> Vec<TopicSpec> {
+    let policies = Policies {
+        tenants,
+        ..config.policies()
+    };
+    let mut specs = all_topics(config, &policies);
+    specs.push(topic_spec(config));
+    specs
+}
+
+/// What is to be done so that topics of `sizes` are as `specs` say, a line each.
+fn work_on(specs: &[TopicSpec], sizes: &BTreeMap<TopicName, u32>) -> Vec<String> {
+    let work = |spec: &TopicSpec| {
+        let (name, partitions) = (&spec.name, spec.partitions);
+        let kept = match spec.retention {
+            Retention::TimeMs(ms) => format!(", records kept for {} days", ms / 86_400_000),
+            Retention::Cluster | Retention::LastOfKey => String::new(),
+        };
+        match sizes.get(name) {
+            None => Some(format!("create   {name}, partitions: {partitions}{kept}")),
+            Some(&size) if size < partitions => Some(format!(
+                "extend   {name}, partitions: {size} to {partitions}{kept}"
+            )),
+            Some(_) if !kept.is_empty() => Some(format!("keep     {name}{kept}")),
+            Some(_) => None,
+        }
+    };
+    specs.iter().filter_map(work).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plan_names_the_topics_that_are_made_extended_or_told_how_long_to_keep() {
+        let spec = |name: &str, partitions| TopicSpec::new(TopicName::new(name).unwrap(), partitions);
+        let kept = |name, partitions| TopicSpec {
+            retention: Retention::TimeMs(7 * 86_400_000),
+            ..spec(name, partitions)
+        };
+        let specs = [
+            spec("new", 2),
+            spec("small", 4),
+            spec("large", 1),
+            kept("kept", 1),
+        ];
+        let sizes = [("small", 2), ("large", 3), ("kept", 1)];
+        let sizes = sizes
+            .map(|(name, size)| (TopicName::new(name).unwrap(), size))
+            .into();
+        assert_eq!(
+            work_on(&specs, &sizes),
+            [
+                "create   new, partitions: 2",
+                "extend   small, partitions: 2 to 4",
+                "keep     kept, records kept for 7 days"
+            ]
+        );
+    }
+}

@@ -1,0 +1,412 @@
+//! The thin loop: looks for another set of tenants, and puts it in force or refuses it as a whole.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::Context;
+use schemas::{ModelName, Policies, Record as _, TenantSet, Tenants};
+use tokio::{
+    sync::watch,
+    time::{MissedTickBehavior, interval, sleep},
+};
+use tokio_util::sync::CancellationToken;
+use topics::{Error, Retention, TopicSpec, Topics, offload};
+
+use super::{
+    change::Changes,
+    file_watch::{FileWatch, Next, Stamp},
+    set,
+};
+use crate::{
+    config::{self, Config, ModelSection, TenantsSource},
+    health::{Health, State},
+    metric_names,
+    pipeline::all_topics,
+};
+
+/// How often to look for another set. A file is taken when two looks in a row have seen the same.
+const LOOK: Duration = Duration::from_secs(1);
+/// What `/health` calls the wait for the first set.
+const NAME: &str = "tenants";
+
+/// Keeps the policies in force those that the file or the topic of tenants says.
+pub(crate) struct Follower {
+    config: Arc<Config>,
+    topics: Arc<dyn Topics>,
+    source: Source,
+    in_force: watch::Sender<Arc<Policies>>,
+    /// Read and good, and its topics are not made yet.
+    waiting: Option<Tenants>,
+}
+
+enum Source {
+    Fixed,
+    File { path: PathBuf, watch: FileWatch },
+    Topic { offset: i64, is_away: bool },
+}
+
+impl Follower {
+    /// Reads the first set. That of a topic is waited for, so that no job is rejected because nobody has said yet who the
+    /// tenants are; none where `shutdown` came first.
+    ///
+    /// # Errors
+    /// Where the file cannot be read or has a mistake, or the topics refuse.
+    pub(crate) async fn open(
+        config: &Arc<Config>,
+        topics: &Arc<dyn Topics>,
+        health: &Health,
+        shutdown: &CancellationToken,
+    ) -> anyhow::Result<Option<Self>> {
+        let (tenants, source) = match config.tenants_source() {
+            TenantsSource::Fixed => return Ok(Some(Self::fixed(config, topics))),
+            TenantsSource::File(path) => {
+                let text = config::read("tenants file", path)?;
+                let tenants = set::read(&text, &config.models)
+                    .map_err(|refused| anyhow::anyhow!("tenants file `{}`, {refused}", path.display()))?;
+                let watch = FileWatch::new(text);
+                let path = path.clone();
+                (tenants, Source::File { path, watch })
+            }
+            TenantsSource::Topic => {
+                let Some((tenants, offset)) = first_set(config, topics, health, shutdown).await? else {
+                    return Ok(None);
+                };
+                let is_away = false;
+                (tenants, Source::Topic { offset, is_away })
+            }
+        };
+        Ok(Some(Self::new(config, topics, source, tenants)))
+    }
+
+    /// Whatever the configuration says itself is in force, for ever.
+    pub(crate) fn fixed(config: &Arc<Config>, topics: &Arc<dyn Topics>) -> Self {
+        Self::new(config, topics, Source::Fixed, config.tenants.clone())
+    }
+
+    fn new(config: &Arc<Config>, topics: &Arc<dyn Topics>, source: Source, tenants: Tenants) -> Self {
+        let policies = Policies {
+            tenants,
+            ..config.policies()
+        };
+        Self {
+            config: Arc::clone(config),
+            topics: Arc::clone(topics),
+            source,
+            in_force: watch::Sender::new(Arc::new(policies)),
+            waiting: None,
+        }
+    }
+
+    /// The policies in force, now and from now on. What is sent has its topics.
+    pub(crate) fn policies(&self) -> watch::Receiver<Arc<Policies>> {
+        self.in_force.subscribe()
+    }
+
+    /// Looks again and again until `shutdown`.
+    pub(crate) async fn run(mut self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        let mut looks = interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return Ok(()),
+                _ = looks.tick() => self.look().await,
+            }
+        }
+    }
+
+    async fn look(&mut self) {
+        match self.found().await {
+            None => {}
+            Some(Ok(tenants)) => self.waiting = Some(tenants),
+            Some(Err(problem)) => {
+                self.waiting = None;
+                self.refuse(&problem);
+            }
+        }
+        if let Some(tenants) = self.waiting.take() {
+            self.adopt(tenants).await;
+        }
+    }
+
+    /// A set that was not seen before, or why it is none.
+    async fn found(&mut self) -> Option<Result<Tenants, String>> {
+        let models = &self.config.models;
+        match &mut self.source {
+            Source::Fixed => None,
+            Source::File { path, watch } => {
+                let text = look_at_file(path, watch).await?;
+                Some(set::read(&text, models).map_err(|refused| refused.to_string()))
+            }
+            Source::Topic { offset, is_away } => {
+                let topic = self.config.topics.names().policies();
+                let last = self.topics.last(&topic).await;
+                let was_away = std::mem::replace(is_away, last.is_err());
+                let record = match last {
+                    Ok(record) => record?,
+                    Err(error) => {
+                        if !was_away {
+                            tracing::warn!(%topic, %error, "tenants cannot be looked up: those in force stay so");
+                        }
+                        return None;
+                    }
+                };
+                if record.offset == *offset {
+                    return None;
+                }
+                *offset = record.offset;
+                Some(of_record(&record, models))
+            }
+        }
+    }
+
+    /// Makes what `tenants` need, and puts them in force.
+    async fn adopt(&mut self, tenants: Tenants) {
+        let now = Arc::clone(&self.in_force.borrow());
+        let changes = Changes::between(&now.tenants, &tenants);
+        if changes.is_empty() {
+            return;
+        }
+        if let Some(problem) = changes.refused_under_way() {
+            return self.refuse(&problem);
+        }
+        let policies = Policies {
+            tenants,
+            ..Policies::clone(&now)
+        };
+        let stand = all_topics(&self.config, &now);
+        let mut new = all_topics(&self.config, &policies);
+        new.retain(|spec| !stand.contains(spec));
+        match self.topics.ensure(&new).await {
+            Ok(()) => {
+                self.in_force.send_replace(Arc::new(policies));
+                metrics::counter!(metric_names::TENANT_SETS, "result" => "taken").increment(1);
+                tracing::info!(source = self.source_name(), %changes, "tenants changed");
+            }
+            Err(error) if error.is_retryable() => {
+                tracing::warn!(%error, "the topics of changed tenants cannot be made yet: trying again");
+                self.waiting = Some(policies.tenants);
+            }
+            Err(error) => self.refuse(&error.to_string()),
+        }
+    }
+
+    fn refuse(&self, problem: &str) {
+        metrics::counter!(metric_names::TENANT_SETS, "result" => "refused").increment(1);
+        tracing::error!(
+            source = self.source_name(),
+            problem,
+            "tenants refused as a whole: those in force stay so"
+        );
+    }
+
+    fn source_name(&self) -> String {
+        match &self.source {
+            Source::Fixed => "configuration".to_owned(),
+            Source::File { path, .. } => path.display().to_string(),
+            Source::Topic { .. } => self.config.topics.names().policies().to_string(),
+        }
+    }
+}
+
+/// The content of the file, where it is new.
+async fn look_at_file(path: &Path, watch: &mut FileWatch) -> Option<String> {
+    let looked_at = path.to_path_buf();
+    let stamp = offload(move || std::fs::metadata(looked_at).map(|file| Stamp::of(&file))).await;
+    let read = match stamp {
+        Ok(stamp) if watch.look(&stamp) == Next::Wait => return None,
+        Ok(stamp) => {
+            let path = path.to_path_buf();
+            let text = offload(move || std::fs::read_to_string(path)).await;
+            text.map(|text| (stamp, text))
+        }
+        Err(error) => Err(error),
+    };
+    match read {
+        Ok((stamp, text)) => watch.read(stamp, text).map(str::to_owned),
+        Err(error) => {
+            if watch.fail() == Next::Complain {
+                tracing::error!(path = %path.display(), %error, "tenants file cannot be read: the tenants in force stay so");
+            }
+            None
+        }
+    }
+}
+
+/// The set that the topic has, once it has one.
+async fn first_set(
+    config: &Config,
+    topics: &Arc<dyn Topics>,
+    health: &Health,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<Option<(Tenants, i64)>> {
+    let topic = config.topics.names().policies();
+    let mut told = String::new();
+    loop {
+        let reason = match last_set(topics.as_ref(), config).await {
+            Ok(Some((Ok(tenants), offset))) => {
+                health.set(NAME, State::Running);
+                return Ok(Some((tenants, offset)));
+            }
+            Ok(Some((Err(problem), _))) => format!("the set of tenants on `{topic}` is refused: {problem}"),
+            Ok(None) => format!(
+                "no tenant is configured, and none is on `{topic}`: run `tributary tenants apply`, or set `tenants_path`"
+            ),
+            Err(error) if error.is_retryable() => error.to_string(),
+            Err(error) => return Err(error).context("tenants"),
+        };
+        if reason != told {
+            tracing::warn!(reason, "waiting for tenants");
+            health.set(
+                NAME,
+                State::Waiting {
+                    reason: reason.clone(),
+                },
+            );
+            told = reason;
+        }
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return Ok(None),
+            () = sleep(LOOK) => {}
+        }
+    }
+}
+
+/// What the topic says last, and where; none where nothing was ever applied.
+pub(super) async fn last_set(
+    topics: &dyn Topics,
+    config: &Config,
+) -> Result<Option<(Result<Tenants, String>, i64)>, Error> {
+    let record = topics.last(&config.topics.names().policies()).await?;
+    Ok(record.map(|record| (of_record(&record, &config.models), record.offset)))
+}
+
+/// The topic that sets are applied to.
+pub(super) fn topic_spec(config: &Config) -> TopicSpec {
+    TopicSpec {
+        retention: Retention::LastOfKey,
+        ..TopicSpec::new(config.topics.names().policies(), 1)
+    }
+}
+
+fn of_record(record: &topics::Record, models: &BTreeMap<ModelName, ModelSection>) -> Result<Tenants, String> {
+    let value = record.value.as_deref().unwrap_or_default();
+    let TenantSet(tenants) =
+        TenantSet::decode(value).map_err(|error| format!("{:#}", anyhow::Error::new(error)))?;
+    set::check(&tenants, models).map_err(|mistake| mistake.to_string())?;
+    Ok(tenants)
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use schemas::{Tenant, TenantPolicy};
+    use topics::{Append, local::LocalTopics};
+
+    use super::*;
+    use crate::config::{Example, Sources};
+
+    fn config() -> Arc<Config> {
+        let set = [
+            "models.minilm.source=passthrough:4",
+            "models.minilm.price_per_device_second=1.5",
+        ];
+        let sources = Sources {
+            config: None,
+            set: set.map(str::to_owned).into(),
+        };
+        Arc::new(Config::load(&sources, Example::Never).unwrap())
+    }
+
+    async fn open(config: &Arc<Config>, topics: &Arc<dyn Topics>) -> Option<Follower> {
+        // Whoever has to wait is not waited for.
+        let shutdown = CancellationToken::new();
+        shutdown.cancel();
+        Follower::open(config, topics, &Health::default(), &shutdown)
+            .await
+            .unwrap()
+    }
+
+    async fn apply(config: &Config, topics: &Arc<dyn Topics>, value: impl Into<Bytes>) {
+        let append = Append {
+            topic: config.topics.names().policies(),
+            partition: Some(0),
+            timestamp_ms: 0,
+            key: None,
+            value: Some(value.into()),
+            headers: Vec::new(),
+        };
+        for appended in topics.appender().await.unwrap().append(vec![append]).await {
+            appended.unwrap();
+        }
+    }
+
+    fn set_of(named: &[(&str, u32)]) -> Vec<u8> {
+        let one = |(name, partitions): &(&str, u32)| {
+            let policy = TenantPolicy {
+                partitions: *partitions,
+                ..TenantPolicy::default()
+            };
+            (Tenant::new(name).unwrap(), policy)
+        };
+        TenantSet(named.iter().map(one).collect()).encode()
+    }
+
+    fn names(follower: &Follower) -> Vec<String> {
+        let in_force = follower.policies();
+        in_force.borrow().tenants.keys().map(Tenant::to_string).collect()
+    }
+
+    #[tokio::test]
+    async fn a_set_on_the_topic_is_waited_for_and_followed_and_one_that_is_no_good_changes_nothing() {
+        let config = config();
+        let topics: Arc<dyn Topics> = Arc::new(LocalTopics::in_memory());
+        assert!(
+            open(&config, &topics).await.is_none(),
+            "nobody has applied a set yet"
+        );
+        topics.ensure(&[topic_spec(&config)]).await.unwrap();
+        apply(&config, &topics, set_of(&[("acme", 1)])).await;
+        let mut follower = open(&config, &topics).await.unwrap();
+        assert_eq!(names(&follower), ["acme"]);
+
+        apply(&config, &topics, set_of(&[("acme", 1), ("globex", 2)])).await;
+        follower.look().await;
+        assert_eq!(names(&follower), ["acme", "globex"]);
+        let topic_names = config.topics.names();
+        let globex = Tenant::new("globex").unwrap();
+        let made = [
+            topic_names.jobs_of(&globex),
+            topic_names.work(&schemas::Pool::default(), &globex),
+            topic_names.outcomes(&globex),
+        ];
+        let sizes = topics.partitions(&made).await.unwrap();
+        assert!(
+            sizes.len() == 3 && sizes.values().all(|size| *size == 2),
+            "{sizes:?}"
+        );
+
+        for refused in [
+            b"\x01rubbish".to_vec(),
+            set_of(&[("acme", 4)]),
+            set_of(&[("unclaimed", 1)]),
+        ] {
+            apply(&config, &topics, refused).await;
+            follower.look().await;
+            assert_eq!(names(&follower), ["acme", "globex"]);
+        }
+        apply(&config, &topics, set_of(&[("globex", 2)])).await;
+        follower.look().await;
+        assert_eq!(names(&follower), ["globex"]);
+        assert_eq!(
+            names(&open(&config, &topics).await.unwrap()),
+            ["globex"],
+            "whoever starts now"
+        );
+    }
+}
