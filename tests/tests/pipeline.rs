@@ -159,6 +159,70 @@ fn a_store_that_does_not_answer_holds_nobody_up_but_the_sink_whose_memory_stays_
 }
 
 #[test]
+fn tenants_that_are_applied_are_taken_by_every_instance_while_jobs_flow() {
+    const JOBS: u64 = 1_000;
+    let mut cluster = Cluster::servers("passthrough:8");
+    let (config, file, jobs) = (
+        cluster.folder.path().join("tributary.toml"),
+        cluster.folder.path().join("tenants.toml"),
+        cluster.folder.path().join("jobs.jsonl"),
+    );
+    let whole = std::fs::read_to_string(&config).unwrap();
+    let (services, tenants) = whole.split_at(whole.find("[tenants.").unwrap());
+    std::fs::write(&config, services).unwrap();
+    write_jobs(&jobs, JOBS);
+    let tenants_command = |cluster: &Cluster, tenants: &str, arguments: &[&str]| {
+        std::fs::write(&file, tenants).unwrap();
+        let mut command = cluster.tributary(&["tenants"]);
+        command.args(arguments).arg(&file).output().unwrap()
+    };
+    let apply = |cluster: &Cluster, tenants: &str| {
+        let applied = tenants_command(cluster, tenants, &["apply"]);
+        assert!(applied.status.success(), "{}", text(&applied.stderr));
+    };
+    apply(&cluster, tenants);
+    for instance in [("ingest", 0), ("ingest", 1), ("processor", 0), ("sink", 0)] {
+        cluster.spawn(instance, &[]);
+    }
+    cluster.produce_lines("jobs", &jobs);
+    let of_ingest = |cluster: &Cluster, name: &str| -> [u64; 2] {
+        [0, 1].map(|number| cluster.metric(("ingest", number), name))
+    };
+
+    // All but the last of five, and topics that keep their records for another time.
+    let fewer = &tenants[..tenants.rfind("[tenants.").unwrap()];
+    let kept = fewer.replace("partitions = 3", "partitions = 3\nretention_days = 30");
+    cluster.wait_for_outcomes(JOBS);
+    apply(&cluster, &kept);
+    wait_for("both to take the set", || {
+        of_ingest(&cluster, "tributary_tenant_sets_total") == [1, 1]
+    });
+    cluster.produce_lines("jobs", &jobs);
+    cluster.wait_for_outcomes(2 * JOBS);
+    let rejected: u64 = of_ingest(&cluster, "tributary_ingest_rejected_total")
+        .iter()
+        .sum();
+    assert_eq!(rejected, JOBS / 5);
+
+    let planned = tenants_command(&cluster, tenants, &["plan"]);
+    let plan = text(&planned.stdout);
+    assert!(
+        plan.contains("added stark") && plan.contains("retention_days (30 to unset)"),
+        "{plan}"
+    );
+    let more = kept.replace("partitions = 3", "partitions = 4");
+    let refused = tenants_command(&cluster, &more, &["apply"]);
+    assert!(
+        !refused.status.success() && text(&refused.stderr).contains("--at-rest"),
+        "{}",
+        text(&refused.stderr)
+    );
+    cluster.end();
+    let report = cluster.verify(&["--data"]);
+    assert!(report.status.success(), "{}", text(&report.stdout));
+}
+
+#[test]
 fn a_broker_that_is_not_there_is_waited_for_and_said_so() {
     for stage in ["ingest", "processor", "sink"] {
         waits_for_the_broker(stage);
