@@ -22,7 +22,7 @@ use crate::{
 
 /// Who replays is the one member of this group. On Kafka its instance has this name too, so that of two replays at once
 /// the newer fences the older. Who only looks has a group of its own, whose name begins so.
-const GROUP: &str = "tributary-dead-letters";
+pub(crate) const GROUP: &str = "tributary-dead-letters";
 /// On Kafka the markers of transactions count as records that never come: then the end is where nothing comes for this long.
 const SILENCE: Duration = Duration::from_secs(3);
 /// How long it may take until the topic is handed over; a member that was killed keeps it for a while, and a transaction

@@ -2,7 +2,7 @@
 
 use schemas::Tenants;
 
-use crate::config::Config;
+use crate::{config::Config, dead_letters};
 
 /// Who connects to Kafka.
 pub(super) struct Principals<'a> {
@@ -12,8 +12,8 @@ pub(super) struct Principals<'a> {
     pub(super) tenant: &'a str,
 }
 
-/// Groups that commands have, and the one that last records are read under; see `dead_letters` and `topics`.
-const COMMAND_GROUPS: [&str; 2] = ["tributary-dead-letters", "tributary-last"];
+/// What `topics` reads last records as; nobody joins it.
+const GROUP_OF_LAST: &str = "tributary-last";
 
 /// The commands that let `tenants` produce to their own topics, and the services work.
 pub(super) fn commands(config: &Config, tenants: &Tenants, principals: &Principals<'_>) -> Vec<String> {
@@ -53,13 +53,13 @@ pub(super) fn commands(config: &Config, tenants: &Tenants, principals: &Principa
         &config.processor.group,
         &config.sink.group,
     ];
-    for group in groups.into_iter().chain(COMMAND_GROUPS) {
+    for group in groups.into_iter().chain([dead_letters::GROUP, GROUP_OF_LAST]) {
         lines.push(service(&["Read", "Describe"], prefixed("group", group)));
     }
     for transactions in [
         config.ingest.group.as_str(),
         &config.processor.group,
-        COMMAND_GROUPS[0],
+        dead_letters::GROUP,
     ] {
         lines.push(service(
             &["Write", "Describe"],

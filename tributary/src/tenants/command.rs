@@ -155,7 +155,7 @@ fn work_on(specs: &[TopicSpec], sizes: &BTreeMap<TopicName, u32>) -> Vec<String>
             Some(&size) if size < partitions => Some(format!(
                 "extend   {name}, partitions: {size} to {partitions}{kept}"
             )),
-            Some(_) if !kept.is_empty() => Some(format!("keep     {name}{kept}")),
+            Some(_) if !kept.is_empty() => Some(format!("set      {name}{kept}")),
             Some(_) => None,
         }
     };
@@ -188,7 +188,7 @@ mod tests {
             [
                 "create   new, partitions: 2",
                 "extend   small, partitions: 2 to 4",
-                "keep     kept, records kept for 7 days"
+                "set      kept, records kept for 7 days"
             ]
         );
     }

@@ -110,12 +110,16 @@ impl Follower {
     pub(crate) async fn run(mut self, shutdown: CancellationToken) -> anyhow::Result<()> {
         let mut looks = interval(LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                biased;
-                () = shutdown.cancelled() => return Ok(()),
-                _ = looks.tick() => self.look().await,
+        let look = async {
+            loop {
+                looks.tick().await;
+                self.look().await;
             }
+        };
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => Ok(()),
+            () = look => unreachable!("it looks for ever"),
         }
     }
 
