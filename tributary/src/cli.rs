@@ -49,10 +49,10 @@ pub(crate) enum Command {
     DeadLetters(DeadLettersCommand),
     /// Plan, apply or show who the tenants are and what each may do
     ///
-    /// Tenants stand in one of three places: in the configuration itself ([tenants.<name>]), fixed while services run; in
+    /// Tenants stand in one of three places: in the configuration itself (`[tenants.acme]`), fixed while services run; in
     /// the file of `tenants_path`, which is read again when it changes; or, where the configuration has neither, on a topic
     /// that all instances follow, which `apply` writes to.
-    #[command(subcommand, verbatim_doc_comment)]
+    #[command(subcommand)]
     Tenants(TenantsCommand),
     /// Print the configuration in force, secrets hidden
     Config,
@@ -129,7 +129,7 @@ pub(crate) enum DeadLettersCommand {
 pub(crate) enum TenantsCommand {
     /// Say what applying a tenants file would do, and do nothing
     ///
-    /// The file has a table a tenant, [tenants.<name>], as the configuration may have them. Exits with 1 where the file has
+    /// The file has a table a tenant, `[tenants.acme]`, as the configuration may have them. Exits with 1 where the file has
     /// a mistake, or changes what must not change while jobs are under way.
     Plan {
         /// The tenants file
