@@ -5,6 +5,6 @@ use schemas::{AdmittedJobs, Record};
 
 libfuzzer_sys::fuzz_target!(|value: &[u8]| {
     if let Ok(record) = AdmittedJobs::decode(value) {
-        fuzz::reads_back(&record);
+        fuzz::jobs_read_back(&record);
     }
 });

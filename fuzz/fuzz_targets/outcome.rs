@@ -5,6 +5,6 @@ use schemas::{Outcomes, Record};
 
 libfuzzer_sys::fuzz_target!(|value: &[u8]| {
     if let Ok(record) = Outcomes::decode(value) {
-        fuzz::reads_back(&record);
+        fuzz::outcomes_read_back(&record);
     }
 });

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use bytes::Bytes;
 use ingest::{Decision, Received, decide};
 use schemas::{
-    ModelName, ModelTerms, Policies, Task, Tenant, TenantPolicy, TopicId, TopicName, TopicNames,
+    AdmittedJobs, DecodeError, ModelName, ModelTerms, Outcomes, Policies, Record as _, Task, Tenant, TenantPolicy, TopicId, TopicName, TopicNames,
 };
 use topics::{Header, Partition, Record, TopicRef};
 
@@ -67,16 +67,29 @@ pub fn decide_on(record: &Record) {
             &policies,
             1_790_000_000_000,
         ) {
-            Decision::Admit(job) => reads_back(&job),
-            Decision::Reject(outcome) => reads_back(&schemas::Outcomes(vec![outcome])),
+            Decision::Admit(job) => jobs_read_back(&AdmittedJobs(vec![job])),
+            Decision::Reject(outcome) => outcomes_read_back(&Outcomes::pack([outcome])[0]),
             Decision::DeadLetter(reason) => assert!(!reason.is_empty()),
         }
     }
 }
 
+/// Jobs that are encoded decode, to what encodes to the same bytes.
+pub fn jobs_read_back(jobs: &AdmittedJobs) {
+    reads_back(jobs, |bytes| AdmittedJobs::decode(bytes).map(|again| again.encode()));
+}
+
+/// Outcomes that are encoded decode, to what encodes to the same bytes.
+pub fn outcomes_read_back(outcomes: &Outcomes<'_>) {
+    reads_back(outcomes, |bytes| Outcomes::decode(bytes).map(|again| again.encode()));
+}
+
 /// What is encoded decodes, to what encodes to the same bytes.
-pub fn reads_back<R: schemas::Record>(value: &R) {
+fn reads_back(
+    value: &impl schemas::Record,
+    encode_again: impl FnOnce(&[u8]) -> Result<Vec<u8>, DecodeError>,
+) {
     let bytes = value.encode();
-    let again = R::decode(&bytes).unwrap_or_else(|error| panic!("what we wrote we cannot read: {error}"));
-    assert_eq!(again.encode(), bytes);
+    let again = encode_again(&bytes).unwrap_or_else(|error| panic!("what we wrote we cannot read: {error}"));
+    assert_eq!(again, bytes);
 }

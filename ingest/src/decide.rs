@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use chrono::DateTime;
 use rust_decimal::Decimal;
 use schemas::{
-    AdmittedJob, Cost, Door, Job, JobId, ModelName, Origin, Outcome, Policies, Priority, Reason, ReasonCode,
-    Route, Tenant, TenantPolicy, Verdict,
+    AdmittedJob, Common, Door, Job, JobId, ModelName, Origin, Outcome, Policies, Priority, Reason,
+    ReasonCode, Route, Row, Tenant, TenantPolicy, Verdict,
 };
 use topics::{Partition, Record};
 
@@ -30,7 +30,7 @@ pub enum Decision {
     /// The job may run.
     Admit(AdmittedJob),
     /// The job may not run, and this is its outcome.
-    Reject(Outcome),
+    Reject(Outcome<'static>),
     /// The bytes are no job; why.
     DeadLetter(String),
 }
@@ -74,7 +74,7 @@ pub fn decide(received: Received<'_>, policies: &Policies, now_ms: i64) -> Decis
 /// Whose a job is: the tenant that its outcome belongs to, and why that tenant may not have it run.
 struct Owner {
     tenant: Tenant,
-    refusal: Option<Reason>,
+    refusal: Option<Reason<'static>>,
 }
 
 impl Owner {
@@ -88,7 +88,7 @@ impl Owner {
     fn unclaimed(code: ReasonCode, message: String) -> Self {
         Self {
             tenant: Tenant::unclaimed(),
-            refusal: Some(Reason { code, message }),
+            refusal: Some(Reason::new(code, message)),
         }
     }
 }
@@ -112,10 +112,7 @@ fn owner(job: &Job<'_>, source: &Partition, policies: &Policies) -> Owner {
             );
             Owner {
                 tenant,
-                refusal: Some(Reason {
-                    code: ReasonCode::TenantMismatch,
-                    message,
-                }),
+                refusal: Some(Reason::new(ReasonCode::TenantMismatch, message)),
             }
         }
         (Some(Door::Tenant(tenant)), _) => Owner::known(tenant),
@@ -143,7 +140,7 @@ fn not_configured(tenant: &Tenant) -> String {
 }
 
 struct Checked {
-    job_id: JobId,
+    job_id: JobId<'static>,
     model: ModelName,
     priority: Option<Priority>,
     deadline_ms: Option<i64>,
@@ -155,8 +152,8 @@ fn check(
     tenant: &Tenant,
     policies: &Policies,
     now_ms: i64,
-) -> Result<Checked, Reason> {
-    let reject = |code, message: String| Err(Reason { code, message });
+) -> Result<Checked, Reason<'static>> {
+    let reject = |code, message: String| Err(Reason::new(code, message));
     let Some(policy) = policies.tenants.get(tenant) else {
         return reject(ReasonCode::UnknownTenant, not_configured(tenant));
     };
@@ -166,7 +163,7 @@ fn check(
             "the job has no id: set `id`, or the header `ce_id`".to_owned(),
         );
     };
-    let job_id = match JobId::new(claimed_id) {
+    let job_id = match JobId::new(claimed_id.to_owned()) {
         Ok(job_id) => job_id,
         Err(invalid) => return reject(ReasonCode::InvalidJobId, invalid.to_string()),
     };
@@ -229,11 +226,12 @@ fn labels(
     of_job
 }
 
-fn check_model(claimed: &str, policy: &TenantPolicy, policies: &Policies) -> Result<ModelName, Reason> {
-    let unknown = |message| Reason {
-        code: ReasonCode::UnknownModel,
-        message,
-    };
+fn check_model(
+    claimed: &str,
+    policy: &TenantPolicy,
+    policies: &Policies,
+) -> Result<ModelName, Reason<'static>> {
+    let unknown = |message: String| Reason::new(ReasonCode::UnknownModel, message);
     let model = ModelName::new(claimed).map_err(|invalid| unknown(invalid.to_string()))?;
     if !policies.models.contains_key(&model) {
         let known: Vec<&str> = policies.models.keys().map(ModelName::as_str).collect();
@@ -243,31 +241,28 @@ fn check_model(claimed: &str, policy: &TenantPolicy, policies: &Policies) -> Res
         )));
     }
     match &policy.models {
-        Some(allowed) if !allowed.contains(&model) => Err(Reason {
-            code: ReasonCode::ModelNotAllowed,
-            message: format!("the tenant may not use model `{model}`"),
-        }),
+        Some(allowed) if !allowed.contains(&model) => Err(Reason::new(
+            ReasonCode::ModelNotAllowed,
+            format!("the tenant may not use model `{model}`"),
+        )),
         _ => Ok(model),
     }
 }
 
-fn check_deadline(deadline: Option<&str>, now_ms: i64) -> Result<Option<i64>, Reason> {
+fn check_deadline(deadline: Option<&str>, now_ms: i64) -> Result<Option<i64>, Reason<'static>> {
     let Some(deadline) = deadline else { return Ok(None) };
     let Some(deadline_ms) = rfc3339_ms(deadline) else {
-        return Err(Reason {
-            code: ReasonCode::InvalidDeadline,
-            message: "the deadline is not a time in RFC 3339, such as `2026-11-24T12:00:00Z`".to_owned(),
-        });
+        return Err(Reason::new(
+            ReasonCode::InvalidDeadline,
+            "the deadline is not a time in RFC 3339, such as `2026-11-24T12:00:00Z`",
+        ));
     };
     if deadline_ms <= now_ms {
         let message = format!(
             "the deadline passed {} ms before the job was read",
             now_ms - deadline_ms
         );
-        return Err(Reason {
-            code: ReasonCode::DeadlinePassed,
-            message,
-        });
+        return Err(Reason::new(ReasonCode::DeadlinePassed, message));
     }
     Ok(Some(deadline_ms))
 }
@@ -276,10 +271,10 @@ fn rejected(
     mut job: Job<'_>,
     received: Received<'_>,
     tenant: Tenant,
-    reason: Reason,
+    reason: Reason<'static>,
     policies: &Policies,
     now_ms: i64,
-) -> Outcome {
+) -> Outcome<'static> {
     let labels_bytes: usize = job
         .labels
         .iter()
@@ -288,29 +283,44 @@ fn rejected(
     if labels_bytes > LABELS_BYTES_MAX {
         job.labels.clear();
     }
-    Outcome {
-        origin: origin(received),
+    let labels = labels(std::mem::take(&mut job.labels), &tenant, policies);
+    let Origin {
+        topic,
+        topic_id,
+        partition,
+        offset,
+    } = origin(received);
+    let common = Common {
+        origin_topic: topic,
+        origin_topic_id: topic_id,
         route: Route::Rejected,
-        labels: labels(std::mem::take(&mut job.labels), &tenant, policies),
         tenant,
-        job_id: JobId::nearest(claimed_id(&job, received.record).unwrap_or_default()),
         model: job
             .model
             .chars()
             .filter(|c| !c.is_control())
             .take(CLAIMED_MODEL_CHARS_MAX)
             .collect(),
+        engine: None,
+        price_per_device_second: Decimal::ZERO,
+        currency: policies.currency.clone(),
+    };
+    let row = Row {
+        origin_partition: partition,
+        origin_offset: offset,
+        job_id: JobId::nearest(claimed_id(&job, received.record).unwrap_or_default()),
         verdict: Verdict::Rejected(reason),
         run: None,
-        cost: Cost {
-            device: None,
-            price_per_device_second: Decimal::ZERO,
-            currency: policies.currency.clone(),
-        },
+        device: None,
         submitted_at_ms: submitted_at_ms(received.record),
         completed_at_ms: now_ms,
-        trace_id: trace_id(received.record),
-    }
+        labels: labels
+            .into_iter()
+            .map(|(key, value)| (key.into(), value.into()))
+            .collect(),
+        trace_id: trace_id(received.record).map(Into::into),
+    };
+    Outcome { common, row }
 }
 
 fn claimed_id<'a>(job: &'a Job<'_>, record: &'a Record) -> Option<&'a str> {
@@ -421,10 +431,13 @@ mod tests {
     fn rejection(topic: &str, value: &str) -> (String, ReasonCode, String) {
         match decide_on(topic, &record(value.to_owned())) {
             Decision::Reject(Outcome {
-                tenant,
-                verdict: Verdict::Rejected(reason),
-                ..
-            }) => (tenant.to_string(), reason.code, reason.message),
+                common,
+                row:
+                    Row {
+                        verdict: Verdict::Rejected(reason),
+                        ..
+                    },
+            }) => (common.tenant.to_string(), reason.code, reason.message.to_string()),
             other => panic!("`{value:.80}` was not rejected: {other:?}"),
         }
     }
@@ -678,13 +691,12 @@ mod tests {
         let job = |input| format!(r#"{{"id":"a","model":"minilm","input":"{input}",{labels}}}"#);
         for input in ["good", ""] {
             let decision = decide_under(&policies, "jobs.acme", &record(job(input)));
-            let (Decision::Admit(AdmittedJob { labels, .. }) | Decision::Reject(Outcome { labels, .. })) =
-                decision
-            else {
-                panic!("`{input}` is no job")
+            let found: BTreeMap<&str, &str> = match &decision {
+                Decision::Admit(job) => job.labels.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect(),
+                Decision::Reject(outcome) => outcome.row.labels.iter().map(|(k, v)| (&**k, &**v)).collect(),
+                Decision::DeadLetter(_) => panic!("`{input}` is no job"),
             };
-            let labels: BTreeMap<&str, &str> = labels.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
-            assert_eq!(labels, expected, "`{input}`");
+            assert_eq!(found, expected, "`{input}`");
         }
     }
 
@@ -697,7 +709,7 @@ mod tests {
         let Decision::Reject(outcome) = decide_on("jobs", &record(value)) else {
             panic!("not rejected")
         };
-        assert!(schemas::Record::encode(&schemas::Outcomes(vec![outcome])).len() < 2_000);
+        assert!(schemas::Record::encode(&schemas::Outcomes::pack([outcome])[0]).len() < 2_000);
     }
 
     proptest! {
@@ -710,7 +722,7 @@ mod tests {
             let job = serde_json::json!({"id": id, "tenant": tenant, "model": model, "input": input});
             match decide_on("jobs", &record(job.to_string())) {
                 Decision::Admit(job) => prop_assert!(["acme", "globex"].contains(&job.tenant.as_str())),
-                Decision::Reject(outcome) => prop_assert!(outcome.verdict.reason().is_some()),
+                Decision::Reject(outcome) => prop_assert!(outcome.row.verdict.reason().is_some()),
                 Decision::DeadLetter(why) => prop_assert!(false, "a well-formed job became a dead letter: {why}"),
             }
         }

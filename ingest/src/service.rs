@@ -169,7 +169,7 @@ impl Service {
         let mut tally = Tally::default();
         let mut appends = Vec::new();
         let mut admitted: BTreeMap<(TopicName, i32), Vec<AdmittedJob>> = BTreeMap::new();
-        let mut rejected: BTreeMap<(TopicName, i32), Vec<Outcome>> = BTreeMap::new();
+        let mut rejected: BTreeMap<(TopicName, i32), Vec<Outcome<'static>>> = BTreeMap::new();
         for record in &chunk.records {
             let decision = decide(Received { source, record }, policies, now_ms);
             tally.add(&decision);
@@ -181,10 +181,9 @@ impl Service {
                     admitted.entry((topic, partition)).or_default().push(job);
                 }
                 Decision::Reject(outcome) => {
-                    let topic = policies.topics.outcomes(&outcome.tenant);
-                    let partition = outcome
-                        .origin
-                        .spread_over(policies.partitions_of(&outcome.tenant));
+                    let tenant = &outcome.common.tenant;
+                    let topic = policies.topics.outcomes(tenant);
+                    let partition = outcome.origin().spread_over(policies.partitions_of(tenant));
                     rejected.entry((topic, partition)).or_default().push(outcome);
                 }
                 Decision::DeadLetter(reason) => {
@@ -296,8 +295,8 @@ impl Tally {
         match decision {
             Decision::Admit(job) => *self.admitted.entry(job.tenant.clone()).or_default() += 1,
             Decision::Reject(outcome) => {
-                let reason = outcome.verdict.reason().expect("a rejection has its reason");
-                let key = (outcome.tenant.clone(), reason.code);
+                let reason = outcome.row.verdict.reason().expect("a rejection has its reason");
+                let key = (outcome.common.tenant.clone(), reason.code);
                 *self.rejected.entry(key).or_default() += 1;
             }
             Decision::DeadLetter(_) => self.dead_letters += 1,

@@ -37,7 +37,7 @@ pub(crate) struct Ran {
 /// What the device made of one text.
 pub(crate) struct Answer {
     pub(crate) result: Result<Vec<f32>, String>,
-    pub(crate) share: DeviceShare,
+    pub(crate) share: DeviceShare<'static>,
     /// When the device began with its micro-batch, in nanoseconds since 1970 UTC.
     pub(crate) began_at_ns: i64,
 }
@@ -76,7 +76,7 @@ impl Device {
     /// Runs one micro-batch.
     pub(crate) fn run(&self, batch: &MicroBatch) -> Ran {
         let number = self.batches_ever.fetch_add(1, Ordering::Relaxed) + 1;
-        let batch_id = format!("{}-{number}", self.run);
+        let batch_id = schemas::Text::from(format!("{}-{number}", self.run));
         let began_at_ns = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |since| since.as_nanos() as i64);

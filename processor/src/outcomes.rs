@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use rust_decimal::Decimal;
 use schemas::{
-    AdmittedJob, Cost, ModelName, Outcome, Outcomes, Reason, ReasonCode, Record as _, Route, Run, Tenant,
-    TopicNames, Verdict,
+    AdmittedJob, Common, DeviceShare, Engine, ModelName, Outcome, Outcomes, Reason, ReasonCode, Record as _,
+    Route, Row, Run, Tenant, TopicNames, Verdict,
 };
 use topics::{Append, Assignment, Partition, Step, dead_letter};
 
@@ -86,14 +87,14 @@ struct Draft {
     assignment: Assignment,
     next_offset: i64,
     /// In the order of their jobs. A topic of work holds one tenant's, so there is one entry, unless somebody else wrote there.
-    outcomes: BTreeMap<Tenant, Vec<Outcome>>,
+    outcomes: BTreeMap<Tenant, Vec<Outcome<'static>>>,
     dead_letters: Vec<Append>,
 }
 
 impl Draft {
-    fn add(&mut self, outcome: Outcome) {
+    fn add(&mut self, outcome: Outcome<'static>) {
         self.outcomes
-            .entry(outcome.tenant.clone())
+            .entry(outcome.common.tenant.clone())
             .or_default()
             .push(outcome);
     }
@@ -130,11 +131,11 @@ struct Tally {
 }
 
 impl Tally {
-    fn add(&mut self, outcome: &Outcome) {
-        let key = (outcome.tenant.clone(), outcome.verdict.status());
+    fn add(&mut self, outcome: &Outcome<'_>) {
+        let key = (outcome.common.tenant.clone(), outcome.row.verdict.status());
         *self.outcomes.entry(key).or_default() += 1;
-        if let Some(run) = &outcome.run {
-            *self.tokens.entry(outcome.tenant.clone()).or_default() += u64::from(run.input_tokens);
+        if let Some(run) = &outcome.row.run {
+            *self.tokens.entry(outcome.common.tenant.clone()).or_default() += u64::from(run.input_tokens);
             self.queue_seconds.push(run.queue_time_ns as f64 / 1e9);
         }
     }
@@ -162,69 +163,86 @@ fn ran(
     source: &Partition,
     context: &Context,
     completed_at_ms: i64,
-) -> Outcome {
+) -> Outcome<'static> {
     let model = &context.models[&job.model];
     let queue_time_ns = answer
         .began_at_ns
         .saturating_sub(job.submitted_at_ms.saturating_mul(1_000_000))
         .max(0);
     let run = Run {
-        task: model.terms.task,
-        model_digest: model.digest,
         input_tokens: u32::try_from(tokens).expect("a text is cut to the model's window"),
         truncated,
         queue_time_ns: queue_time_ns.unsigned_abs(),
     };
     let verdict = match answer.result {
-        Ok(embedding) => Verdict::Succeeded { embedding },
-        Err(message) => Verdict::Failed(Reason {
-            code: ReasonCode::InferenceFailed,
-            message,
-        }),
+        Ok(embedding) => Verdict::Succeeded {
+            embedding: embedding.into(),
+        },
+        Err(message) => Verdict::Failed(Reason::new(ReasonCode::InferenceFailed, message)),
     };
-    let cost = Cost {
-        device: Some(answer.share),
-        price_per_device_second: model.terms.price_per_device_second,
-        currency: context.currency.clone(),
+    let ended = Ended {
+        verdict,
+        ran: Some((run, answer.share)),
+        completed_at_ms,
     };
-    outcome(job, verdict, Some(run), cost, source, completed_at_ms)
+    outcome(job, ended, Some(model), source, context)
 }
 
 fn not_run(
     job: AdmittedJob,
-    reason: Reason,
+    reason: Reason<'static>,
     source: &Partition,
     context: &Context,
     completed_at_ms: i64,
-) -> Outcome {
-    let cost = Cost {
-        device: None,
-        price_per_device_second: rust_decimal::Decimal::ZERO,
-        currency: context.currency.clone(),
+) -> Outcome<'static> {
+    let ended = Ended {
+        verdict: Verdict::Failed(reason),
+        ran: None,
+        completed_at_ms,
     };
-    outcome(job, Verdict::Failed(reason), None, cost, source, completed_at_ms)
+    outcome(job, ended, None, source, context)
+}
+
+/// How a job ended.
+struct Ended {
+    verdict: Verdict<'static>,
+    ran: Option<(Run, DeviceShare<'static>)>,
+    completed_at_ms: i64,
 }
 
 fn outcome(
     job: AdmittedJob,
-    verdict: Verdict,
-    run: Option<Run>,
-    cost: Cost,
+    ended: Ended,
+    model: Option<&Reading>,
     source: &Partition,
-    completed_at_ms: i64,
-) -> Outcome {
-    Outcome {
-        origin: job.origin,
+    context: &Context,
+) -> Outcome<'static> {
+    let common = Common {
+        origin_topic: job.origin.topic,
+        origin_topic_id: job.origin.topic_id,
         route: Route::Work(source.topic.name.clone()),
         tenant: job.tenant,
-        job_id: job.job_id,
         model: job.model.to_string(),
-        verdict,
+        engine: model.map(|model| Engine {
+            task: model.terms.task,
+            model_digest: model.digest,
+        }),
+        price_per_device_second: model.map_or(Decimal::ZERO, |model| model.terms.price_per_device_second),
+        currency: context.currency.clone(),
+    };
+    let (run, device) = ended.ran.unzip();
+    let own = |(key, value): (String, String)| (key.into(), value.into());
+    let row = Row {
+        origin_partition: job.origin.partition,
+        origin_offset: job.origin.offset,
+        job_id: job.job_id,
+        verdict: ended.verdict,
         run,
-        cost,
+        device,
         submitted_at_ms: job.submitted_at_ms,
-        completed_at_ms,
-        labels: job.labels,
-        trace_id: job.trace_id,
-    }
+        completed_at_ms: ended.completed_at_ms,
+        labels: job.labels.into_iter().map(own).collect(),
+        trace_id: job.trace_id.map(Into::into),
+    };
+    Outcome { common, row }
 }

@@ -63,7 +63,10 @@ pub(crate) enum ItemState {
         truncated: bool,
     },
     /// It needs no device to fail.
-    Failed { job: AdmittedJob, reason: Reason },
+    Failed {
+        job: AdmittedJob,
+        reason: Reason<'static>,
+    },
     /// The record is no admitted jobs of this tenant.
     Undecodable { record: Record, reason: String },
 }
@@ -189,36 +192,27 @@ fn tokens_of(
     models: &BTreeMap<ModelName, Reading>,
     suspects: &Suspects,
     now_ms: i64,
-) -> Result<Tokens, Reason> {
+) -> Result<Tokens, Reason<'static>> {
     if let Some(late_ms) = job
         .deadline_ms
         .map(|deadline_ms| now_ms - deadline_ms)
         .filter(|late_ms| *late_ms >= 0)
     {
         let message = format!("the deadline passed {late_ms} ms before the job's turn");
-        return Err(Reason {
-            code: ReasonCode::DeadlinePassed,
-            message,
-        });
+        return Err(Reason::new(ReasonCode::DeadlinePassed, message));
     }
     if suspects.standing(&job.origin) == Standing::GivenUp {
         let message =
             format!("the process died {DEATHS_MAX} times with nothing but this input on the device");
-        return Err(Reason {
-            code: ReasonCode::InferenceCrashed,
-            message,
-        });
+        return Err(Reason::new(ReasonCode::InferenceCrashed, message));
     }
     let Some(model) = models.get(&job.model) else {
         let message = format!("no processor of this pool has model `{}`", job.model);
-        return Err(Reason {
-            code: ReasonCode::UnknownModel,
-            message,
-        });
+        return Err(Reason::new(ReasonCode::UnknownModel, message));
     };
-    model.tokenizer.tokenize(&job.input).map_err(|error| Reason {
-        code: ReasonCode::InferenceFailed,
-        message: format!("the input could not be tokenized: {error}"),
+    model.tokenizer.tokenize(&job.input).map_err(|error| {
+        let message = format!("the input could not be tokenized: {error}");
+        Reason::new(ReasonCode::InferenceFailed, message)
     })
 }
 

@@ -14,7 +14,8 @@ pub struct AdmittedJob {
     /// Whose job it is.
     pub tenant: Tenant,
     /// The producer's name for the job.
-    pub job_id: JobId,
+    #[serde(deserialize_with = "JobId::deserialize_own")]
+    pub job_id: JobId<'static>,
     /// The model to run.
     pub model: ModelName,
     /// The text to run it on.
@@ -118,7 +119,7 @@ mod tests {
                 offset: i64::MAX - offset,
             },
             tenant: Tenant::new("acme").unwrap(),
-            job_id: JobId::new(&"x".repeat(256)).unwrap(),
+            job_id: JobId::new("x".repeat(256)).unwrap(),
             model: ModelName::new("minilm").unwrap(),
             input,
             text_pair: Some(String::new()),

@@ -9,6 +9,7 @@
 //! check. Records that cross a topic are versioned ([`Record`]) and held to golden files.
 
 mod admitted;
+mod embedding;
 mod job;
 mod names;
 mod origin;
@@ -20,10 +21,15 @@ mod text;
 mod topic;
 
 pub use admitted::{AdmittedJob, AdmittedJobs};
+pub use embedding::Embedding;
 pub use job::{Job, Priority};
 pub use names::{InvalidName, JobId, ModelName, Pool, Tenant};
 pub use origin::{Origin, Route};
-pub use outcome::{Cost, DeviceShare, Digest, Outcome, Outcomes, Reason, ReasonCode, Run, Task, Verdict};
+pub use outcome::{
+    Common, DeviceShare, Digest, Engine, Group, Outcome, Outcomes, Reason, ReasonCode, Row, Run, Task,
+    Verdict,
+};
 pub use policy::{ModelTerms, Policies, TenantPolicy, TenantSet, Tenants};
 pub use record::{DecodeError, Record};
+pub use text::Text;
 pub use topic::{Door, TopicId, TopicName, TopicNames};

@@ -2,7 +2,9 @@
 
 use std::{fmt, sync::Arc};
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de};
+
+use crate::Text;
 
 /// A name that breaks its rule, with the rule.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -93,13 +95,11 @@ name!(
     "match [a-z0-9][a-z0-9._-]{0,62}"
 );
 
-name!(
-    /// The producer's own name for a job. It may repeat: a job is identified by its origin.
-    JobId,
-    "job id",
-    is_job_id,
-    "have 1 to 256 bytes and no control characters"
-);
+/// The producer's own name for a job. It may repeat: a job is identified by its origin. Every job has another, so that a
+/// record lends it rather than have it copied.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(transparent)]
+pub struct JobId<'a>(Text<'a>);
 
 const UNCLAIMED: &str = "unclaimed";
 
@@ -122,7 +122,33 @@ impl Default for Pool {
     }
 }
 
-impl JobId {
+impl<'a> JobId<'a> {
+    /// Checks `id` against the rule of this type.
+    ///
+    /// # Errors
+    /// [`InvalidName`], which states the rule.
+    pub fn new(id: impl Into<Text<'a>>) -> Result<Self, InvalidName> {
+        let id = id.into();
+        if (1..=JOB_ID_BYTES_MAX).contains(&id.len()) && !id.chars().any(char::is_control) {
+            return Ok(Self(id));
+        }
+        Err(InvalidName::new(
+            "job id",
+            &id,
+            "have 1 to 256 bytes and no control characters",
+        ))
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Reads an id that outlives its record.
+    pub(crate) fn deserialize_own<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        crate::text::deserialize(deserializer, "a job id", |id| Self::new(id.to_owned()))
+    }
+
     /// The nearest valid id, for the outcome that says that `claimed` was not one: control characters become `\u{fffd}`,
     /// the end is cut, and an empty id becomes `-`.
     pub fn nearest(claimed: &str) -> Self {
@@ -146,6 +172,24 @@ impl JobId {
     }
 }
 
+impl<'de: 'a, 'a> Deserialize<'de> for JobId<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::new(Text::deserialize(deserializer)?).map_err(de::Error::custom)
+    }
+}
+
+impl fmt::Display for JobId<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Debug for JobId<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "JobId({:?})", self.0)
+    }
+}
+
 const JOB_ID_BYTES_MAX: usize = 256;
 const NAME_BYTES_MAX: usize = 63;
 
@@ -164,10 +208,6 @@ fn is_model_name(name: &str) -> bool {
         && name
             .bytes()
             .all(|b| alphanumeric(b) || matches!(b, b'.' | b'_' | b'-'))
-}
-
-fn is_job_id(id: &str) -> bool {
-    (1..=JOB_ID_BYTES_MAX).contains(&id.len()) && !id.chars().any(char::is_control)
 }
 
 #[cfg(test)]
@@ -223,8 +263,8 @@ mod tests {
         #[test]
         fn the_nearest_job_id_is_always_valid_and_leaves_a_valid_one_alone(claimed in any::<String>()) {
             let nearest = JobId::nearest(&claimed);
-            prop_assert!(is_job_id(nearest.as_str()));
-            if let Ok(id) = JobId::new(&claimed) {
+            prop_assert!(JobId::new(nearest.as_str()).is_ok());
+            if let Ok(id) = JobId::new(claimed.as_str()) {
                 prop_assert_eq!(nearest, id);
             }
         }

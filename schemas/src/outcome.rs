@@ -5,46 +5,101 @@ use std::{collections::BTreeMap, fmt, str::FromStr};
 use rust_decimal::Decimal;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::{InvalidName, JobId, Origin, Record, Route, Tenant};
+use crate::{Embedding, InvalidName, JobId, Origin, Record, Route, Tenant, Text, TopicId, TopicName};
 
-/// The one end of a job.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Outcome {
-    /// The record that the producer wrote.
-    pub origin: Origin,
-    /// The way that the job went.
+/// The one end of a job. What it holds of text and numbers is its own, or lent by the record that it was read from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outcome<'a> {
+    /// What it has in common with the jobs around it.
+    pub common: Common,
+    /// What is its own.
+    pub row: Row<'a>,
+}
+
+/// What the outcomes of one topic, tenant and model have in common.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Common {
+    /// The topic that the producer wrote to.
+    pub origin_topic: TopicName,
+    /// The id of that topic, under which an offset is unique for ever.
+    pub origin_topic_id: TopicId,
+    /// The way that the jobs went.
     pub route: Route,
-    /// Who owns this outcome, and pays for it.
+    /// Who owns these outcomes, and pays for them.
     pub tenant: Tenant,
-    /// The producer's name for the job.
-    pub job_id: JobId,
-    /// The model that the job asked for, as it asked.
+    /// The model that the jobs asked for, as they asked.
     pub model: String,
+    /// What answered; none where no model saw the jobs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine: Option<Engine>,
+    /// The price of one second of device time, in `currency`, with at most 9 decimals.
+    pub price_per_device_second: Decimal,
+    /// ISO 4217, such as `USD`.
+    pub currency: String,
+}
+
+/// What is an outcome's own.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Row<'a> {
+    /// The partition that the producer wrote to.
+    pub origin_partition: i32,
+    /// The offset of the producer's record there: with the topic and its id the identity of the job.
+    pub origin_offset: i64,
+    /// The producer's name for the job.
+    #[serde(borrow)]
+    pub job_id: JobId<'a>,
     /// How it ended.
-    pub verdict: Verdict,
+    #[serde(borrow)]
+    pub verdict: Verdict<'a>,
     /// What the model did for it; none where no model saw it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run: Option<Run>,
-    /// What it cost.
-    pub cost: Cost,
+    /// The share of the device; none where the job never reached it.
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<DeviceShare<'a>>,
     /// When the producer submitted the job, in milliseconds since 1970 UTC.
     pub submitted_at_ms: i64,
     /// When the outcome was decided, in milliseconds since 1970 UTC.
     pub completed_at_ms: i64,
     /// The tenant's labels.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub labels: BTreeMap<String, String>,
+    #[serde(borrow, default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<Text<'a>, Text<'a>>,
     /// The trace that the job belongs to.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub trace_id: Option<String>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    pub trace_id: Option<Text<'a>>,
 }
 
-impl Outcome {
+impl Outcome<'_> {
+    /// The record that the producer wrote.
+    pub fn origin(&self) -> Origin {
+        Origin {
+            topic: self.common.origin_topic.clone(),
+            topic_id: self.common.origin_topic_id,
+            partition: self.row.origin_partition,
+            offset: self.row.origin_offset,
+        }
+    }
+}
+
+impl Common {
     /// About how many bytes it encodes to, rather more than less.
     fn size_bytes(&self) -> usize {
         const NAMES_AND_NUMBERS: usize = 1_024;
+        NAMES_AND_NUMBERS + self.model.len()
+    }
+}
+
+impl Row<'_> {
+    /// The device time that the job pays for, in nanoseconds.
+    pub fn device_time_ns(&self) -> u64 {
+        self.device.as_ref().map_or(0, |share| share.device_time_ns)
+    }
+
+    /// About how many bytes it encodes to, rather more than less.
+    fn size_bytes(&self) -> usize {
+        const NAMES_AND_NUMBERS: usize = 512;
         let verdict = match &self.verdict {
-            Verdict::Succeeded { embedding } => size_of_val(&**embedding),
+            Verdict::Succeeded { embedding } => 4 * embedding.len(),
             Verdict::Failed(reason) | Verdict::Rejected(reason) => reason.message.len(),
         };
         let labels: usize = self
@@ -52,7 +107,7 @@ impl Outcome {
             .iter()
             .map(|(key, value)| key.len() + value.len() + 10)
             .sum();
-        NAMES_AND_NUMBERS + verdict + labels + self.model.len()
+        NAMES_AND_NUMBERS + self.job_id.as_str().len() + verdict + labels
     }
 }
 
@@ -60,55 +115,88 @@ impl Outcome {
 /// is more than what an outcome costs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Outcomes(pub Vec<Outcome>);
+pub struct Outcomes<'a>(#[serde(borrow)] pub Vec<Group<'a>>);
 
-impl Outcomes {
+/// Outcomes one after the other that have more in common than not: it is written, read and rendered once for all of them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Group<'a> {
+    /// What they have in common.
+    pub common: Common,
+    /// What is each one's own.
+    #[serde(borrow)]
+    pub rows: Vec<Row<'a>>,
+}
+
+impl<'a> Outcomes<'a> {
     /// A record has about so many bytes at most, unless a single outcome has more.
     pub const BYTES_MAX: usize = 256 << 10;
 
     /// Puts `outcomes` into as few records as their size allows.
-    pub fn pack(outcomes: impl IntoIterator<Item = Outcome>) -> Vec<Self> {
+    pub fn pack(outcomes: impl IntoIterator<Item = Outcome<'a>>) -> Vec<Self> {
         let (mut records, mut bytes): (Vec<Self>, usize) = (Vec::new(), 0);
-        for outcome in outcomes {
-            bytes += outcome.size_bytes();
-            match records.last_mut() {
-                Some(open) if bytes <= Self::BYTES_MAX => open.0.push(outcome),
+        for Outcome { common, row } in outcomes {
+            let (row_bytes, common_bytes) = (row.size_bytes(), common.size_bytes());
+            if records.is_empty() || bytes + common_bytes + row_bytes > Self::BYTES_MAX {
+                records.push(Self(Vec::new()));
+                bytes = 0;
+            }
+            let Self(groups) = records.last_mut().expect("a record is open");
+            bytes += row_bytes;
+            match groups.last_mut() {
+                Some(group) if group.common == common => group.rows.push(row),
                 _ => {
-                    bytes = outcome.size_bytes();
-                    records.push(Self(vec![outcome]));
+                    bytes += common_bytes;
+                    let rows = vec![row];
+                    groups.push(Group { common, rows });
                 }
             }
         }
         records
     }
+
+    /// The outcomes, one by one.
+    pub fn unpack(self) -> impl Iterator<Item = Outcome<'a>> {
+        self.0.into_iter().flat_map(|Group { common, rows }| {
+            rows.into_iter().map(move |row| Outcome {
+                common: common.clone(),
+                row,
+            })
+        })
+    }
 }
 
-impl Record for Outcomes {
+impl Record for Outcomes<'_> {
     const KIND: &'static str = "outcomes";
-    const VERSION: u8 = 2;
+    const VERSION: u8 = 3;
 
     fn size_hint(&self) -> usize {
-        self.0.iter().map(Outcome::size_bytes).sum()
+        let rows = |group: &Group<'_>| group.rows.iter().map(Row::size_bytes).sum::<usize>();
+        self.0
+            .iter()
+            .map(|group| group.common.size_bytes() + rows(group))
+            .sum()
     }
 }
 
 /// Whether a job succeeded, and with what.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Verdict {
+pub enum Verdict<'a> {
     /// The model answered.
     Succeeded {
         /// The vector of the text, as long as the model's dimension.
-        #[serde(with = "f32_le")]
-        embedding: Vec<f32>,
+        #[serde(borrow)]
+        embedding: Embedding<'a>,
     },
     /// The job was admitted, and could not be answered.
-    Failed(Reason),
+    #[serde(borrow)]
+    Failed(Reason<'a>),
     /// The job was not admitted.
-    Rejected(Reason),
+    #[serde(borrow)]
+    Rejected(Reason<'a>),
 }
 
-impl Verdict {
+impl<'a> Verdict<'a> {
     /// The `status` column: `succeeded`, `failed` or `rejected`.
     pub fn status(&self) -> &'static str {
         match self {
@@ -119,7 +207,7 @@ impl Verdict {
     }
 
     /// Why it did not succeed.
-    pub fn reason(&self) -> Option<&Reason> {
+    pub fn reason(&self) -> Option<&Reason<'a>> {
         match self {
             Self::Succeeded { .. } => None,
             Self::Failed(reason) | Self::Rejected(reason) => Some(reason),
@@ -129,11 +217,20 @@ impl Verdict {
 
 /// Why a job did not succeed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Reason {
+pub struct Reason<'a> {
     /// For programs.
     pub code: ReasonCode,
     /// For people: what was wrong, and what would be right.
-    pub message: String,
+    #[serde(borrow)]
+    pub message: Text<'a>,
+}
+
+impl<'a> Reason<'a> {
+    /// The reason of this code.
+    pub fn new(code: ReasonCode, message: impl Into<Text<'a>>) -> Self {
+        let message = message.into();
+        Self { code, message }
+    }
 }
 
 /// Why a job did not succeed, for programs. Other people's queries rely on these words.
@@ -216,13 +313,18 @@ impl Task {
     }
 }
 
-/// What the model did for a job.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Run {
+/// What answers jobs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Engine {
     /// What the model does.
     pub task: Task,
-    /// The weights and settings that answered.
+    /// The weights and settings that answer.
     pub model_digest: Digest,
+}
+
+/// What the model did for a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Run {
     /// Tokens that the model read, special ones included.
     pub input_tokens: u32,
     /// Whether the text was longer than the model's window, and cut.
@@ -292,71 +394,20 @@ impl<'de> Deserialize<'de> for Digest {
     }
 }
 
-/// What a job cost.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Cost {
-    /// The share of the device; none where the job never reached it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub device: Option<DeviceShare>,
-    /// The price of one second of device time, in `currency`, with at most 9 decimals.
-    pub price_per_device_second: Decimal,
-    /// ISO 4217, such as `USD`.
-    pub currency: String,
-}
-
-impl Cost {
-    /// The device time that the job pays for, in nanoseconds.
-    pub fn device_time_ns(&self) -> u64 {
-        self.device.as_ref().map_or(0, |share| share.device_time_ns)
-    }
-}
-
 /// A job's share of the micro-batch that it ran in. The shares of a micro-batch add up to its measured time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DeviceShare {
+pub struct DeviceShare<'a> {
     /// This job's share, in nanoseconds.
     pub device_time_ns: u64,
     /// What the share was split by: an estimate of this job's work.
     pub work_units: u64,
     /// The micro-batch, unique over all processors.
-    pub batch_id: String,
+    #[serde(borrow)]
+    pub batch_id: Text<'a>,
     /// How many jobs shared the micro-batch.
     pub batch_jobs: u32,
     /// The measured time of the whole micro-batch, in nanoseconds.
     pub batch_device_time_ns: u64,
-}
-
-/// Vectors as little-endian bytes: a quarter of the cost of a MessagePack array, and exact.
-mod f32_le {
-    use serde::{Deserializer, Serializer, de};
-
-    pub(super) fn serialize<S: Serializer>(vector: &[f32], serializer: S) -> Result<S::Ok, S::Error> {
-        if cfg!(target_endian = "little") {
-            return serializer.serialize_bytes(bytemuck::cast_slice(vector));
-        }
-        let bytes: Vec<u8> = vector.iter().flat_map(|value| value.to_le_bytes()).collect();
-        serializer.serialize_bytes(&bytes)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<f32>, D::Error> {
-        struct Visitor;
-        impl de::Visitor<'_> for Visitor {
-            type Value = Vec<f32>;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("little-endian 32-bit floats")
-            }
-
-            fn visit_bytes<E: de::Error>(self, bytes: &[u8]) -> Result<Vec<f32>, E> {
-                let (values, rest) = bytes.as_chunks::<4>();
-                if !rest.is_empty() {
-                    return Err(E::invalid_length(bytes.len(), &self));
-                }
-                Ok(values.iter().map(|value| f32::from_le_bytes(*value)).collect())
-            }
-        }
-        deserializer.deserialize_bytes(Visitor)
-    }
 }
 
 #[cfg(test)]
@@ -385,50 +436,54 @@ mod tests {
         }
     }
 
-    fn rejected(message: String) -> Outcome {
-        Outcome {
-            origin: Origin {
-                topic: crate::TopicName::new("jobs").unwrap(),
-                topic_id: crate::TopicId::from_bytes([7; 16]),
-                partition: 0,
-                offset: 0,
-            },
+    fn rejected(model: &str, message: String) -> Outcome<'static> {
+        let common = Common {
+            origin_topic: TopicName::new("jobs").unwrap(),
+            origin_topic_id: TopicId::from_bytes([7; 16]),
             route: Route::Rejected,
             tenant: Tenant::unclaimed(),
+            model: model.to_owned(),
+            engine: None,
+            price_per_device_second: Decimal::ZERO,
+            currency: "USD".to_owned(),
+        };
+        let row = Row {
+            origin_partition: 0,
+            origin_offset: 0,
             job_id: JobId::new("a").unwrap(),
-            model: "minilm".to_owned(),
             verdict: Verdict::Rejected(Reason {
                 code: ReasonCode::UnknownModel,
-                message,
+                message: message.into(),
             }),
             run: None,
-            cost: Cost {
-                device: None,
-                price_per_device_second: Decimal::ZERO,
-                currency: "USD".to_owned(),
-            },
+            device: None,
             submitted_at_ms: 0,
             completed_at_ms: 0,
             labels: BTreeMap::new(),
             trace_id: None,
-        }
+        };
+        Outcome { common, row }
     }
 
     proptest::proptest! {
         #[test]
         fn packed_outcomes_keep_their_order_and_no_record_is_larger_than_allowed_or_needed(
-            sizes in proptest::collection::vec(0_usize..200_000, 0..20),
+            sizes in proptest::collection::vec((0_usize..200_000, "[ab]"), 0..20),
         ) {
-            let outcomes: Vec<_> = sizes.iter().map(|size| rejected("x".repeat(*size))).collect();
+            let outcomes: Vec<_> = sizes.iter().map(|(size, model)| rejected(model, "x".repeat(*size))).collect();
             let records = Outcomes::pack(outcomes.clone());
             for record in &records {
                 let bytes = record.encode().len();
                 proptest::prop_assert!(bytes <= Outcomes::BYTES_MAX && bytes <= record.size_hint());
+                let alike = record.0.windows(2).any(|groups| groups[0].common == groups[1].common);
+                proptest::prop_assert!(!alike, "what neighbours have in common is there once");
             }
             for (record, next) in records.iter().zip(records.iter().skip(1)) {
-                proptest::prop_assert!(record.size_hint() + next.0[0].size_bytes() > Outcomes::BYTES_MAX);
+                let first = &next.0[0];
+                let bytes = first.common.size_bytes() + first.rows[0].size_bytes();
+                proptest::prop_assert!(record.size_hint() + bytes > Outcomes::BYTES_MAX);
             }
-            let unpacked: Vec<_> = records.into_iter().flat_map(|record| record.0).collect();
+            let unpacked: Vec<_> = records.into_iter().flat_map(Outcomes::unpack).collect();
             proptest::prop_assert_eq!(unpacked, outcomes);
         }
     }

@@ -3,10 +3,10 @@
 //! Named fields let a newer writer add an optional field without a new version; the version changes when an old
 //! reader would misunderstand. MessagePack, so that any language can read the internal topics too.
 
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize};
 
 /// A value that crosses a topic.
-pub trait Record: Serialize + DeserializeOwned {
+pub trait Record: Serialize {
     /// What this record is called in errors.
     const KIND: &'static str;
     /// The version that this build writes, and the only one that it reads.
@@ -24,11 +24,14 @@ pub trait Record: Serialize + DeserializeOwned {
         bytes
     }
 
-    /// The record that [`Record::encode`] put into `bytes`.
+    /// The record that [`Record::encode`] put into `bytes`. It may borrow from them.
     ///
     /// # Errors
     /// [`DecodeError`], which says whether a newer build wrote it or nobody of ours did.
-    fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+    fn decode<'a>(bytes: &'a [u8]) -> Result<Self, DecodeError>
+    where
+        Self: Deserialize<'a>,
+    {
         rmp_serde::from_slice(Self::body(bytes)?).map_err(|source| DecodeError::Malformed {
             kind: Self::KIND,
             source,

@@ -32,7 +32,7 @@ pub struct TopicId([u8; 16]);
 
 impl TopicId {
     /// The id with these 16 bytes, most significant first.
-    pub fn from_bytes(bytes: [u8; 16]) -> Self {
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
         Self(bytes)
     }
 

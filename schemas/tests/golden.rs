@@ -10,10 +10,11 @@ use std::{
 };
 
 use schemas::{
-    AdmittedJob, AdmittedJobs, Cost, DecodeError, DeviceShare, Digest, JobId, ModelName, Origin, Outcome,
-    Outcomes, Pool, Priority, Reason, ReasonCode, Record, Route, Run, Task, Tenant, TenantPolicy, TenantSet,
-    TopicId, TopicName, Verdict,
+    AdmittedJob, AdmittedJobs, Common, DecodeError, DeviceShare, Digest, Engine, JobId, ModelName, Origin,
+    Outcome, Outcomes, Pool, Priority, Reason, ReasonCode, Record, Route, Row, Run, Task, Tenant,
+    TenantPolicy, TenantSet, TopicId, TopicName, Verdict,
 };
+use serde::Deserialize;
 
 fn origin() -> Origin {
     Origin {
@@ -44,71 +45,101 @@ fn admitted_job() -> AdmittedJob {
     }
 }
 
-fn succeeded() -> Outcome {
-    Outcome {
-        origin: origin(),
+fn succeeded() -> Outcome<'static> {
+    let common = Common {
+        origin_topic: origin().topic,
+        origin_topic_id: origin().topic_id,
         route: Route::Work(TopicName::new("tributary.work.shared.acme").unwrap()),
         tenant: Tenant::new("acme").unwrap(),
-        job_id: JobId::new("order-17").unwrap(),
         model: "minilm".to_owned(),
-        verdict: Verdict::Succeeded {
-            embedding: vec![0.5, -1.25, f32::MIN_POSITIVE],
-        },
-        run: Some(Run {
+        engine: Some(Engine {
             task: Task::Embed,
             model_digest: Digest::from_bytes([0xab; 32]),
+        }),
+        price_per_device_second: "0.000125".parse().unwrap(),
+        currency: "USD".to_owned(),
+    };
+    let row = Row {
+        origin_partition: origin().partition,
+        origin_offset: origin().offset,
+        job_id: JobId::new("order-17").unwrap(),
+        verdict: Verdict::Succeeded {
+            embedding: vec![0.5, -1.25, f32::MIN_POSITIVE].into(),
+        },
+        run: Some(Run {
             input_tokens: 7,
             truncated: false,
             queue_time_ns: 1_500_000,
         }),
-        cost: Cost {
-            device: Some(DeviceShare {
-                device_time_ns: 4_321,
-                work_units: 9,
-                batch_id: "0011223344556677-8".to_owned(),
-                batch_jobs: 32,
-                batch_device_time_ns: 123_456_789,
-            }),
-            price_per_device_second: "0.000125".parse().unwrap(),
-            currency: "USD".to_owned(),
-        },
+        device: Some(DeviceShare {
+            device_time_ns: 4_321,
+            work_units: 9,
+            batch_id: "0011223344556677-8".into(),
+            batch_jobs: 32,
+            batch_device_time_ns: 123_456_789,
+        }),
         submitted_at_ms: 1_790_000_000_123,
         completed_at_ms: 1_790_000_001_000,
-        labels: labels(),
-        trace_id: Some("4bf92f3577b34da6a3ce929d0e0e4736".to_owned()),
-    }
+        labels: BTreeMap::from([("team".into(), "search".into())]),
+        trace_id: Some("4bf92f3577b34da6a3ce929d0e0e4736".into()),
+    };
+    Outcome { common, row }
 }
 
-fn rejected() -> Outcome {
-    Outcome {
+fn failed() -> Outcome<'static> {
+    let Outcome { common, row } = succeeded();
+    let row = Row {
+        origin_offset: row.origin_offset + 1,
+        verdict: Verdict::Failed(Reason {
+            code: ReasonCode::InferenceFailed,
+            message: "the model answered with no number".into(),
+        }),
+        ..row
+    };
+    Outcome { common, row }
+}
+
+fn rejected() -> Outcome<'static> {
+    let Outcome { common, row } = succeeded();
+    let common = Common {
         route: Route::Rejected,
         tenant: Tenant::unclaimed(),
+        engine: None,
+        price_per_device_second: "0".parse().unwrap(),
+        ..common
+    };
+    let row = Row {
         verdict: Verdict::Rejected(Reason {
             code: ReasonCode::UnknownTenant,
-            message: "tenant `umbrella` is not configured".to_owned(),
+            message: "tenant `umbrella` is not configured".into(),
         }),
         run: None,
-        cost: Cost {
-            device: None,
-            price_per_device_second: "0".parse().unwrap(),
-            currency: "USD".to_owned(),
-        },
+        device: None,
         labels: BTreeMap::new(),
         trace_id: None,
-        ..succeeded()
-    }
+        ..row
+    };
+    Outcome { common, row }
 }
 
-fn check<R: Record + PartialEq + Debug>(record: &R, file: &str) {
+fn outcomes() -> Outcomes<'static> {
+    let [record] = <[_; 1]>::try_from(Outcomes::pack([succeeded(), failed(), rejected()])).unwrap();
+    record
+}
+
+fn golden(record: &impl Record, file: &str) -> Vec<u8> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden").join(file);
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         std::fs::write(&path, record.encode()).unwrap();
     }
-    let golden = std::fs::read(&path).unwrap();
+    std::fs::read(&path).unwrap()
+}
+
+fn check<'a, R: Record + Deserialize<'a> + PartialEq + Debug>(record: &R, golden: &'a [u8]) {
     assert_eq!(
-        &R::decode(&golden).unwrap(),
+        &R::decode(golden).unwrap(),
         record,
-        "{file} no longer reads as it was written"
+        "the record no longer reads as it was written"
     );
     assert_eq!(
         record.encode(),
@@ -128,13 +159,47 @@ fn admitted_jobs_keep_their_bytes() {
         ..admitted_job()
     };
     let jobs = AdmittedJobs(vec![admitted_job(), shortest]);
-    check(&jobs, "admitted-jobs.v2.bin");
+    check(&jobs, &golden(&jobs, "admitted-jobs.v2.bin"));
     assert_eq!(AdmittedJobs::count(&jobs.encode()).unwrap(), 2);
 }
 
 #[test]
 fn outcomes_keep_their_bytes() {
-    check(&Outcomes(vec![succeeded(), rejected()]), "outcomes.v2.bin");
+    check(&outcomes(), &golden(&outcomes(), "outcomes.v3.bin"));
+}
+
+#[test]
+fn a_name_that_breaks_its_rule_makes_the_record_malformed() {
+    let bytes = outcomes().encode();
+    for (name, wrong) in [
+        ("order-17", "order\n17"),
+        ("tributary.work.shared.acme", "tributary/work.shared.acme"),
+        ("unclaimed", "Unclaimed"),
+    ] {
+        let at = bytes
+            .windows(name.len())
+            .position(|part| part == name.as_bytes())
+            .unwrap();
+        let mut changed = bytes.clone();
+        changed[at..at + name.len()].copy_from_slice(wrong.as_bytes());
+        let error = Outcomes::decode(&changed).unwrap_err();
+        assert!(
+            matches!(&error, DecodeError::Malformed { source, .. } if source.to_string().contains("is not a valid name")),
+            "`{wrong}`: {error:?}"
+        );
+    }
+}
+
+#[test]
+fn a_field_that_a_newer_writer_adds_is_passed_over() {
+    let bytes = outcomes().encode();
+    let (key, more) = (b"\xa7run_new".as_slice(), b"\x07".as_slice());
+    // A row is a map of so many fields, the first of which is its partition.
+    let first = b"\xb0origin_partition";
+    let at = bytes.windows(first.len()).position(|part| part == first).unwrap();
+    let mut longer = [&bytes[..at], key, more, &bytes[at..]].concat();
+    longer[at - 1] += 1;
+    assert_eq!(Outcomes::decode(&longer).unwrap(), outcomes());
 }
 
 #[test]
@@ -152,20 +217,21 @@ fn a_set_of_tenants_keeps_its_bytes() {
         (Tenant::new("acme").unwrap(), acme),
         (Tenant::new("globex").unwrap(), TenantPolicy::default()),
     ]);
-    check(&TenantSet(tenants), "tenant-set.v1.bin");
+    let set = TenantSet(tenants);
+    check(&set, &golden(&set, "tenant-set.v1.bin"));
 }
 
 #[test]
 fn a_record_of_another_version_says_so_instead_of_being_misread() {
-    let mut bytes = Outcomes(vec![succeeded()]).encode();
-    bytes[0] = 3;
+    let mut bytes = outcomes().encode();
+    bytes[0] = 4;
     let error = Outcomes::decode(&bytes).unwrap_err();
     assert!(
         matches!(
             error,
             DecodeError::UnknownVersion {
-                found: 3,
-                known: 2,
+                found: 4,
+                known: 3,
                 ..
             }
         ),
@@ -185,7 +251,7 @@ fn a_record_of_another_version_says_so_instead_of_being_misread() {
     );
     assert!(matches!(Outcomes::decode(&[]), Err(DecodeError::Empty { .. })));
     assert!(matches!(
-        Outcomes::decode(b"\x02rubbish"),
+        Outcomes::decode(b"\x03rubbish"),
         Err(DecodeError::Malformed { .. })
     ));
 }

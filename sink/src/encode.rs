@@ -1,10 +1,10 @@
-//! Encodes a range: from the records of a partition to an intent and the bytes of its files. Pure: the same records give
-//! the same bytes, whoever encodes them and whenever.
+//! Encodes a range: from the records of a partition to an intent and the bytes of its files. The same records give the
+//! same bytes, whoever encodes them, whenever, and in however many pieces they came.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, io};
 
-use bytes::Bytes;
 use chrono::{DateTime, NaiveDate};
+use object_store::{PutPayload, PutPayloadMut};
 use parquet::{
     arrow::ArrowWriter,
     basic::{Compression, Encoding, ZstdLevel},
@@ -14,140 +14,226 @@ use parquet::{
     },
     schema::types::ColumnPath,
 };
-use schemas::{DecodeError, Outcome, Outcomes, Record as _, Tenant, TopicId, TopicName, tables};
-use topics::Record;
+use schemas::{Common, DecodeError, Group, Outcomes, Record as _, Row, Tenant, tables};
+use topics::{Partition, Record};
 
 use crate::{
-    Error, columns, layout,
+    Error,
+    columns::{Batches, Columns},
+    layout,
     range::{Marks, RangeFile, RangeIntent, Table},
 };
 
-/// Outcomes are turned into columns this many at a time: enough to be quick, little enough to stay in cache.
+/// Outcomes are turned into columns this many at a time: enough to be quick, little enough to stay in cache. The pages of
+/// a file begin and end where they do because of it, so it is exact.
 const ROWS_AT_A_TIME: usize = 1_024;
 /// DuckDB reads a row group on one thread, and likes this size.
 const ROW_GROUP_ROWS_MAX: usize = 122_880;
+/// A file grows by blocks of this size: about a page of vectors, whose memory it takes over.
+const FILE_BLOCK_BYTES: usize = 1 << 20;
 
-/// A range that is yet to be encoded.
-pub(crate) struct Draft<'a> {
-    pub(crate) topic: &'a TopicName,
-    pub(crate) topic_id: TopicId,
-    pub(crate) partition: i32,
-    pub(crate) tenant: &'a Tenant,
-    pub(crate) start: i64,
-    pub(crate) marks_before: &'a Marks,
-    /// The records of the range, all of them; at least one.
-    pub(crate) records: &'a [Record],
+/// Whose outcomes a range has, and where they stand.
+#[derive(Debug, Clone)]
+pub(crate) struct Source {
+    pub(crate) partition: Partition,
+    pub(crate) tenant: Tenant,
+}
+
+/// A range under way: its records are encoded as they come, and are not kept.
+#[derive(Debug)]
+pub(crate) struct OpenRange {
+    /// The intent that stands in the lake, where this range is done again.
+    existing: Option<RangeIntent>,
+    start: i64,
+    /// Where the records end that are encoded.
+    end: i64,
+    record_bytes: usize,
+    held_bytes: usize,
+    marks_before: Marks,
+    marks: Marks,
+    duplicates: u64,
+    undecodable: Vec<(Record, String)>,
+    days: BTreeMap<NaiveDate, Day>,
 }
 
 /// A range, ready to be written.
 pub(crate) struct Encoded {
     pub(crate) intent: RangeIntent,
     /// One a file of the intent, in its order.
-    pub(crate) files: Vec<Bytes>,
-    /// The records that are no outcomes, with the reason: positions in the draft's records.
-    pub(crate) undecodable: Vec<(usize, String)>,
+    pub(crate) files: Vec<PutPayload>,
+    /// The records that are no outcomes, with the reason.
+    pub(crate) undecodable: Vec<(Record, String)>,
 }
 
-/// Encodes `draft`. Where the lake already has an `existing` intent of this range, the files carry its digest.
-///
-/// # Errors
-/// [`Error::Invalid`] where a newer build wrote a record; [`Error::Contradiction`] where the existing intent is not what
-/// the records say.
-pub(crate) fn encode(draft: &Draft<'_>, existing: Option<&RangeIntent>) -> Result<Encoded, Error> {
-    let mut days: BTreeMap<NaiveDate, Day> = BTreeMap::new();
-    let bytes = draft.records.iter().map(Record::size_bytes).sum();
-    let (mut marks, mut duplicates, mut undecodable) = (draft.marks_before.clone(), 0, Vec::new());
-    for (position, record) in draft.records.iter().enumerate() {
-        let outcomes = match decode(draft, record)? {
-            Ok(outcomes) => outcomes,
-            Err(reason) => {
-                undecodable.push((position, reason));
+impl OpenRange {
+    /// A new range, which may end anywhere.
+    pub(crate) fn new(start: i64, marks: Marks) -> Self {
+        Self {
+            existing: None,
+            start,
+            end: start,
+            record_bytes: 0,
+            held_bytes: 0,
+            marks_before: marks.clone(),
+            marks,
+            duplicates: 0,
+            undecodable: Vec::new(),
+            days: BTreeMap::new(),
+        }
+    }
+
+    /// The range of `intent` once more. The files carry its digest.
+    pub(crate) fn again(intent: RangeIntent) -> Self {
+        Self {
+            existing: Some(intent.clone()),
+            ..Self::new(intent.start, intent.marks_before)
+        }
+    }
+
+    pub(crate) fn start(&self) -> i64 {
+        self.start
+    }
+
+    /// Where it must end, if that is fixed.
+    pub(crate) fn fixed_end(&self) -> Option<i64> {
+        self.existing.as_ref().map(|intent| intent.end)
+    }
+
+    /// The size of the records that are encoded.
+    pub(crate) fn record_bytes(&self) -> usize {
+        self.record_bytes
+    }
+
+    /// About how much memory it takes, in bytes.
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.held_bytes
+    }
+
+    /// Encodes `records`, which follow those that came before.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where a newer build wrote a record.
+    pub(crate) fn add(&mut self, source: &Source, records: Vec<Record>) -> Result<(), Error> {
+        for record in records {
+            self.end = record.offset + 1;
+            self.record_bytes += record.size_bytes();
+            match decode(source, &record)? {
+                Ok(Outcomes(groups)) => self.add_groups(date_of(&record), &groups),
+                Err(reason) => self.undecodable.push((record, reason)),
+            }
+        }
+        let undecodable = self.undecodable.iter().map(|(record, _)| record.size_bytes());
+        self.held_bytes = undecodable.sum::<usize>() + self.days.values().map(Day::held_bytes).sum::<usize>();
+        Ok(())
+    }
+
+    fn add_groups(&mut self, date: NaiveDate, groups: &[Group<'_>]) {
+        for Group { common, rows } in groups.iter().filter(|group| !group.rows.is_empty()) {
+            let marks = self.marks.along(&common.route);
+            let mut fresh = rows
+                .iter()
+                .filter(|row| {
+                    let is_new =
+                        marks.is_new(common.origin_topic_id, row.origin_partition, row.origin_offset);
+                    self.duplicates += u64::from(!is_new);
+                    is_new
+                })
+                .peekable();
+            if fresh.peek().is_none() {
                 continue;
             }
-        };
-        for outcome in outcomes {
-            if marks.is_new(&outcome.origin, &outcome.route) {
-                let day = days.entry(date_of(record)).or_insert_with(|| Day::new(bytes));
-                day.push(outcome);
-            } else {
-                duplicates += 1;
+            let day = self.days.entry(date).or_insert_with(Day::new);
+            day.columns.begin_group();
+            for row in fresh {
+                day.push(common, row);
             }
         }
     }
-    let last = draft.records.last().expect("a range has at least one record");
-    let file = |table, date: &NaiveDate, day: &Day| RangeFile {
-        path: layout::data(
-            table,
-            draft.tenant,
-            *date,
-            draft.topic_id,
-            draft.partition,
-            draft.start,
-        ),
-        table,
-        date: *date,
-        rows: day.rows,
-    };
-    let both = |(date, day)| [file(Table::Results, date, day), file(Table::Costs, date, day)];
-    let intent = RangeIntent {
-        version: RangeIntent::current_version(),
-        topic: draft.topic.clone(),
-        topic_id: draft.topic_id,
-        partition: draft.partition,
-        tenant: draft.tenant.clone(),
-        start: draft.start,
-        end: last.offset + 1,
-        files: days.iter().flat_map(both).collect(),
-        duplicates,
-        undecodable: undecodable.len() as u64,
-        marks_before: draft.marks_before.clone(),
-        marks_after: marks,
-    };
-    if let Some(existing) = existing.filter(|existing| **existing != intent) {
-        return Err(Error::Contradiction {
-            what: format!(
-                "the lake's range of {}[{}] from offset {} does not agree with the log: the lake says it ends at {} with {} rows, the log says {} with {}",
-                draft.topic,
-                draft.partition,
-                draft.start,
-                existing.end,
-                rows(existing),
-                intent.end,
-                rows(&intent),
-            ),
-        });
+
+    /// Ends the range where its records end.
+    ///
+    /// # Errors
+    /// [`Error::Contradiction`] where the existing intent is not what the records say.
+    pub(crate) fn close(mut self, source: &Source) -> Result<Encoded, Error> {
+        self.days.values_mut().for_each(Day::flush);
+        let topic = &source.partition.topic;
+        let both = |(date, day): (&NaiveDate, &Day)| {
+            [Table::Results, Table::Costs].map(|table| RangeFile {
+                path: layout::data(
+                    table,
+                    &source.tenant,
+                    *date,
+                    topic.id,
+                    source.partition.index,
+                    self.start,
+                ),
+                table,
+                date: *date,
+                rows: day.rows,
+            })
+        };
+        let intent = RangeIntent {
+            version: RangeIntent::current_version(),
+            topic: topic.name.clone(),
+            topic_id: topic.id,
+            partition: source.partition.index,
+            tenant: source.tenant.clone(),
+            start: self.start,
+            end: self.end,
+            files: self.days.iter().flat_map(both).collect(),
+            duplicates: self.duplicates,
+            undecodable: self.undecodable.len() as u64,
+            marks_before: self.marks_before,
+            marks_after: self.marks,
+        };
+        if let Some(existing) = self.existing.filter(|existing| *existing != intent) {
+            return Err(contradiction(&existing, &intent));
+        }
+        let digest = intent.digest();
+        let mut files = Vec::with_capacity(intent.files.len());
+        for (date, day) in self.days {
+            files.extend(day.close(&footer(&intent, &digest, date)));
+        }
+        Ok(Encoded {
+            intent,
+            files,
+            undecodable: self.undecodable,
+        })
     }
-    let digest = intent.digest();
-    let mut files = Vec::with_capacity(intent.files.len());
-    for (date, day) in days {
-        files.extend(day.close(&footer(&intent, &digest, date)));
-    }
-    Ok(Encoded {
-        intent,
-        files,
-        undecodable,
-    })
 }
 
-fn rows(intent: &RangeIntent) -> u64 {
-    intent.files.iter().map(|file| file.rows).sum()
+fn contradiction(existing: &RangeIntent, intent: &RangeIntent) -> Error {
+    let rows = |intent: &RangeIntent| intent.files.iter().map(|file| file.rows).sum::<u64>();
+    Error::Contradiction {
+        what: format!(
+            "the lake's range of {}[{}] from offset {} does not agree with the log: the lake says it ends at {} with {} rows, the log says {} with {}",
+            intent.topic,
+            intent.partition,
+            intent.start,
+            existing.end,
+            rows(existing),
+            intent.end,
+            rows(intent),
+        ),
+    }
 }
 
 /// The outcomes in `record`, or why it has none.
-fn decode(draft: &Draft<'_>, record: &Record) -> Result<Result<Vec<Outcome>, String>, Error> {
+fn decode<'a>(source: &Source, record: &'a Record) -> Result<Result<Outcomes<'a>, String>, Error> {
     match Outcomes::decode(record.value.as_deref().unwrap_or_default()) {
-        Ok(Outcomes(outcomes)) => match outcomes.iter().find(|outcome| outcome.tenant != *draft.tenant) {
+        Ok(outcomes) => match outcomes
+            .0
+            .iter()
+            .find(|group| group.common.tenant != source.tenant)
+        {
             None => Ok(Ok(outcomes)),
             Some(foreign) => Ok(Err(format!(
                 "an outcome is of tenant `{}`, on a topic of `{}`",
-                foreign.tenant, draft.tenant
+                foreign.common.tenant, source.tenant
             ))),
         },
         Err(error @ DecodeError::UnknownVersion { .. }) => Err(Error::Invalid {
-            what: format!(
-                "{}[{}] at offset {}: {error}",
-                draft.topic, draft.partition, record.offset
-            ),
+            what: format!("{} at offset {}: {error}", source.partition, record.offset),
         }),
         Err(error) => Ok(Err(match std::error::Error::source(&error) {
             Some(source) => format!("{error}: {source}"),
@@ -164,54 +250,79 @@ fn date_of(record: &Record) -> NaiveDate {
 }
 
 /// The files of one day of a range, under way.
+#[derive(Debug)]
 struct Day {
-    results: ArrowWriter<Vec<u8>>,
-    costs: ArrowWriter<Vec<u8>>,
-    waiting: Vec<Outcome>,
+    results: ArrowWriter<File>,
+    costs: ArrowWriter<File>,
+    columns: Columns,
     rows: u64,
 }
 
 impl Day {
-    /// For rows that came in `bytes` bytes of records: vectors, mostly, which take about as many as Parquet.
-    fn new(bytes: usize) -> Self {
-        let writer = |buffer, schema, properties| {
-            ArrowWriter::try_new(buffer, schema, Some(properties))
+    fn new() -> Self {
+        let writer = |schema, properties| {
+            ArrowWriter::try_new(File::default(), schema, Some(properties))
                 .expect("the schema is one that Parquet can hold")
         };
         Self {
-            results: writer(Vec::with_capacity(bytes), tables::results(), results_properties()),
-            costs: writer(Vec::new(), tables::costs(), costs_properties()),
-            waiting: Vec::with_capacity(ROWS_AT_A_TIME),
+            results: writer(tables::results(), results_properties()),
+            costs: writer(tables::costs(), costs_properties()),
+            columns: Columns::default(),
             rows: 0,
         }
     }
 
-    fn push(&mut self, outcome: Outcome) {
-        self.waiting.push(outcome);
-        self.rows += 1;
-        if self.waiting.len() >= ROWS_AT_A_TIME {
+    fn held_bytes(&self) -> usize {
+        let writers =
+            [&self.results, &self.costs].map(|writer| writer.memory_size() + writer.bytes_written());
+        writers.iter().sum::<usize>() + self.columns.held_bytes()
+    }
+
+    fn push(&mut self, common: &Common, row: &Row<'_>) {
+        self.columns.push(common, row);
+        if self.columns.rows() == ROWS_AT_A_TIME {
             self.flush();
         }
     }
 
     fn flush(&mut self) {
-        self.results
-            .write(&columns::results(&self.waiting))
-            .expect("memory takes what is written");
-        self.costs
-            .write(&columns::costs(&self.waiting))
-            .expect("memory takes what is written");
-        self.waiting.clear();
+        self.rows += self.columns.rows() as u64;
+        let Batches { results, costs } = self.columns.finish();
+        for (writer, batch) in [(&mut self.results, results), (&mut self.costs, costs)] {
+            writer.write(&batch).expect("memory takes what is written");
+        }
     }
 
-    fn close(mut self, footer: &[KeyValue]) -> [Bytes; 2] {
-        self.flush();
+    fn close(self, footer: &[KeyValue]) -> [PutPayload; 2] {
         [self.results, self.costs].map(|mut writer| {
             for entry in footer {
                 writer.append_key_value_metadata(entry.clone());
             }
-            writer.into_inner().expect("memory takes what is written").into()
+            let file = writer.into_inner().expect("memory takes what is written");
+            file.0.freeze()
         })
+    }
+}
+
+/// A file in memory, in blocks: one that grew in one piece would be copied each time, into memory that is touched for the
+/// first time.
+#[derive(Debug)]
+struct File(PutPayloadMut);
+
+impl Default for File {
+    fn default() -> Self {
+        Self(PutPayloadMut::new().with_block_size(FILE_BLOCK_BYTES))
+    }
+}
+
+impl io::Write for File {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -276,4 +387,91 @@ fn costs_properties() -> WriterProperties {
         properties = properties.set_column_dictionary_enabled(ColumnPath::from(column), false);
     }
     properties.build()
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use schemas::TopicId;
+    use topics::TopicRef;
+
+    use super::*;
+    use crate::faults::{acme, names, outcome};
+
+    fn source() -> Source {
+        let topic = TopicRef {
+            name: names().outcomes(&acme()),
+            id: TopicId::from_bytes([1; 16]),
+        };
+        Source {
+            partition: Partition {
+                topic: topic.into(),
+                index: 0,
+            },
+            tenant: acme(),
+        }
+    }
+
+    /// Records of 1 to 100 outcomes each, over two days, one of which repeats the one before and one of which is none.
+    fn records() -> Vec<Record> {
+        let mut outcomes = (0..4_000).map(outcome);
+        let mut records = Vec::new();
+        for offset in 0..70 {
+            let many = 1 + usize::try_from(offset).unwrap() * 37 % 100;
+            let some: Vec<_> = outcomes.by_ref().take(many).collect();
+            let value = match offset {
+                20 => Bytes::from_static(&[<Outcomes<'_> as schemas::Record>::VERSION]),
+                _ => Outcomes::pack(some)[0].encode().into(),
+            };
+            records.push(Record {
+                offset,
+                timestamp_ms: 1_790_000_000_000 + 86_400_000 * (offset / 50),
+                key: None,
+                value: Some(value),
+                headers: Vec::new(),
+            });
+        }
+        records[30].value = records[29].value.clone();
+        records
+    }
+
+    fn encoded(records: Vec<Record>, sizes: &[usize]) -> Encoded {
+        let mut range = OpenRange::new(0, Marks::default());
+        let mut rest = records.into_iter();
+        for size in sizes.iter().cycle() {
+            let some: Vec<_> = rest.by_ref().take(*size).collect();
+            if some.is_empty() {
+                break;
+            }
+            range.add(&source(), some).unwrap();
+        }
+        range.close(&source()).unwrap()
+    }
+
+    #[test]
+    fn a_file_is_the_same_bytes_in_however_many_pieces_its_records_came() {
+        let whole = encoded(records(), &[usize::MAX]);
+        assert_eq!((whole.intent.files.len(), whole.undecodable.len()), (4, 1));
+        assert!(whole.intent.duplicates > 0);
+        for sizes in [&[1][..], &[2, 30, 5], &[69, 1]] {
+            let pieces = encoded(records(), sizes);
+            assert_eq!(pieces.intent, whole.intent, "{sizes:?}");
+            for (one, other) in pieces.files.iter().zip(&whole.files) {
+                assert!(one.iter().eq(other.iter()), "{sizes:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_open_range_counts_the_memory_of_what_it_encoded() {
+        let mut range = OpenRange::new(0, Marks::default());
+        range.add(&source(), records()[..1].to_vec()).unwrap();
+        let few = range.held_bytes();
+        assert!((1..10_000).contains(&few), "no writer has begun a page: {few}");
+        range.add(&source(), records()[1..].to_vec()).unwrap();
+        let held = range.held_bytes();
+        let files = range.close(&source()).unwrap().files;
+        let written: usize = files.iter().map(PutPayload::content_length).sum();
+        assert!(held > written, "{held} bytes held, {written} written");
+    }
 }

@@ -14,6 +14,12 @@ pub enum Error {
         /// What came instead.
         source: object_store::Error,
     },
+    /// Another sink fixed a range first, otherwise: start over from what stands in the lake.
+    #[error("another sink fixed a range first: {what}")]
+    Overtaken {
+        /// Which range, and how.
+        what: String,
+    },
     /// The store's address, settings or rights are wrong: stop.
     #[error("{what}")]
     Invalid {
@@ -33,7 +39,7 @@ impl Error {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Topics(error) => error.is_retryable(),
-            Self::Unavailable { .. } => true,
+            Self::Unavailable { .. } | Self::Overtaken { .. } => true,
             Self::Invalid { .. } | Self::Contradiction { .. } => false,
         }
     }

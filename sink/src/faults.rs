@@ -19,8 +19,8 @@ use object_store::{
     memory::InMemory, path::Path,
 };
 use schemas::{
-    Cost, DeviceShare, Digest, JobId, Origin, Outcome, Outcomes, Record as _, Route, Run, Task, Tenant,
-    TopicId, TopicName, TopicNames, Verdict,
+    Common, DeviceShare, Digest, Engine, JobId, Outcome, Outcomes, Record as _, Route, Row, Run, Task,
+    Tenant, TopicId, TopicName, TopicNames, Verdict,
 };
 use tokio_util::sync::CancellationToken;
 use topics::{Append, Topics, local::LocalTopics};
@@ -166,53 +166,53 @@ fn exists(path: &Path) -> StoreError {
     }
 }
 
-fn names() -> TopicNames {
+pub(crate) fn names() -> TopicNames {
     TopicNames::new(&TopicName::new("jobs").unwrap(), "tributary.").unwrap()
 }
 
-fn acme() -> Tenant {
+pub(crate) fn acme() -> Tenant {
     Tenant::new("acme").unwrap()
 }
 
-fn outcome(offset: i64) -> Outcome {
-    let digest = Digest::from_bytes([7; 32]);
-    Outcome {
-        origin: Origin {
-            topic: TopicName::new("jobs").unwrap(),
-            topic_id: TopicId::from_bytes([1; 16]),
-            partition: 0,
-            offset,
-        },
+pub(crate) fn outcome(offset: i64) -> Outcome<'static> {
+    let common = Common {
+        origin_topic: TopicName::new("jobs").unwrap(),
+        origin_topic_id: TopicId::from_bytes([1; 16]),
         route: Route::Work(names().work(&schemas::Pool::default(), &acme())),
         tenant: acme(),
-        job_id: JobId::new(&format!("job-{offset}")).unwrap(),
         model: "minilm".to_owned(),
+        engine: Some(Engine {
+            task: Task::Embed,
+            model_digest: Digest::from_bytes([7; 32]),
+        }),
+        price_per_device_second: "0.000125".parse().unwrap(),
+        currency: "USD".to_owned(),
+    };
+    let row = Row {
+        origin_partition: 0,
+        origin_offset: offset,
+        job_id: JobId::new(format!("job-{offset}")).unwrap(),
         verdict: Verdict::Succeeded {
-            embedding: vec![offset as f32, 0.5],
+            embedding: vec![offset as f32, 0.5].into(),
         },
         run: Some(Run {
-            task: Task::Embed,
-            model_digest: digest,
             input_tokens: 3,
             truncated: false,
             queue_time_ns: 5,
         }),
-        cost: Cost {
-            device: Some(DeviceShare {
-                device_time_ns: 11,
-                work_units: 3,
-                batch_id: format!("batch-{offset}"),
-                batch_jobs: 1,
-                batch_device_time_ns: 11,
-            }),
-            price_per_device_second: "0.000125".parse().unwrap(),
-            currency: "USD".to_owned(),
-        },
+        device: Some(DeviceShare {
+            device_time_ns: 11,
+            work_units: 3,
+            batch_id: format!("batch-{offset}").into(),
+            batch_jobs: 1,
+            batch_device_time_ns: 11,
+        }),
         submitted_at_ms: 0,
         completed_at_ms: 0,
         labels: Default::default(),
         trace_id: None,
-    }
+    };
+    Outcome { common, row }
 }
 
 /// Outcomes on two partitions and two days, the first three of each partition twice, as a processor leaves them that ran
@@ -226,12 +226,12 @@ async fn topics() -> Arc<LocalTopics> {
         .ensure(&[spec(topic.clone(), PARTITIONS), spec(names().dead_letters(), 1)])
         .await
         .unwrap();
-    let append = |partition: u32, number: usize, outcomes: &[Outcome]| Append {
+    let append = |partition: u32, number: usize, outcomes: &[Outcome<'_>]| Append {
         topic: topic.clone(),
         partition: Some(partition.try_into().unwrap()),
         timestamp_ms: 1_790_000_000_000 + DAY_MS * (number % 2) as i64,
         key: None,
-        value: Some(Outcomes(outcomes.to_vec()).encode().into()),
+        value: Some(Outcomes::pack(outcomes.to_vec())[0].encode().into()),
         headers: Vec::new(),
     };
     let mut appends = Vec::new();
@@ -328,11 +328,17 @@ async fn whichever_operation_fails_the_next_sink_ends_with_each_row_once() {
 async fn two_sinks_that_both_believe_they_own_a_partition_write_each_row_once() {
     let (topics, lake) = (topics().await, Arc::new(InMemory::new()));
     let store = || Store::over(Arc::clone(&lake) as _, "the lake");
-    // Of two groups, each is given every partition; and they cut their ranges at different sizes.
-    let (one, other) = tokio::join!(
-        run_sink_of("one", 2_000, &topics, store()),
-        run_sink_of("other", 3_000, &topics, store()),
-    );
+    // Of two groups, each is given every partition; and they cut their ranges at different sizes. Who is overtaken starts
+    // over.
+    let run = async |group, file_bytes_max| {
+        loop {
+            match run_sink_of(group, file_bytes_max, &topics, store()).await {
+                Err(Error::Overtaken { .. }) => {}
+                ended => return ended,
+            }
+        }
+    };
+    let (one, other) = tokio::join!(run("one", 2_000), run("other", 3_000));
     one.unwrap();
     other.unwrap();
     let report = report(&lake).await;
@@ -375,7 +381,7 @@ async fn already_exists_is_not_taken_for_success_where_nothing_is_there() {
 #[tokio::test]
 async fn an_outcome_of_a_newer_version_stops_the_sink_before_it_is_lost() {
     let topics = topics().await;
-    let mut value = Outcomes(vec![outcome(99)]).encode();
+    let mut value = Outcomes::pack([outcome(99)])[0].encode();
     value[0] += 1;
     let append = Append {
         topic: names().outcomes(&acme()),

@@ -10,7 +10,10 @@
 //! object created, never overwritten, before any data. Then the data files are created, and only when all exist the
 //! offset is committed. Whoever takes the partition over finds the intent and does that range again: the same files with
 //! the same rows, since they are a function of the intent and the log. Of two sinks that both believe they own a
-//! partition, one creates the intent, and the other takes that intent for its own.
+//! partition, one creates the intent, and the other starts over and takes that intent for its own.
+//!
+//! Records are encoded as they come and are not kept, so that a range takes memory for its files only. What is encoded
+//! does not depend on how many came at once.
 //!
 //! A row whose origin is at or below the **mark** of its origin partition and route is a repetition and is dropped. The
 //! marks before and after a range stand in its intent, so that whoever redoes it drops the same rows.

@@ -12,5 +12,5 @@ pub const RANGES: &str = "tributary_sink_ranges_total";
 pub const FILE_BYTES: &str = "tributary_sink_file_bytes_total";
 /// Duration of sealing a range, in seconds.
 pub const SEAL_SECONDS: &str = "tributary_sink_seal_seconds";
-/// Bytes of records that wait for their file.
+/// Bytes of memory that hold files under way, and the records that wait to be part of them.
 pub const BUFFERED_BYTES: &str = "tributary_sink_buffered_bytes";

@@ -1,26 +1,32 @@
-//! One partition of outcomes: what waits for its file, and which range it will be part of. Pure.
+//! One partition of outcomes: which range is open, what waits to be part of it, and when it is whole. Decides, and does
+//! nothing itself.
 
 use std::{collections::VecDeque, time::Duration};
 
-use schemas::Tenant;
 use tokio::time::Instant;
 use topics::{Assignment, Chunk, Record};
 
 use crate::{
     chain::Position,
+    encode::{OpenRange, Source},
     range::{Marks, RangeIntent},
 };
+
+/// A range is encoded in about so many steps: few enough that each is worth its while, and many enough that little waits
+/// beside what is encoded.
+const STEPS_A_FILE: usize = 64;
 
 /// A partition under way.
 #[derive(Debug)]
 pub(crate) struct PartitionState {
-    pub(crate) tenant: Tenant,
+    pub(crate) source: Source,
     pub(crate) assignment: Assignment,
     pub(crate) paused: bool,
     phase: Phase,
-    records: VecDeque<Record>,
-    bytes: usize,
-    /// When the oldest of the records came.
+    /// Records that are yet to be encoded.
+    waiting: VecDeque<Record>,
+    waiting_bytes: usize,
+    /// When the oldest record came that is yet to be written.
     since: Option<Instant>,
 }
 
@@ -28,10 +34,16 @@ pub(crate) struct PartitionState {
 enum Phase {
     /// Its place in the lake is being looked up.
     Locating,
-    /// It has its place, and no range is being written.
-    Filling(Place),
-    /// A range is being written. Its place comes back with it.
-    Sealing,
+    /// A range is open.
+    Open { range: OpenRange, rest: Place },
+    /// Records are being encoded into the range. It comes back.
+    Encoding {
+        held_bytes: usize,
+        redoing: bool,
+        rest: Place,
+    },
+    /// The range is being written. Its intent comes back.
+    Sealing { redoing: bool, rest: Place },
 }
 
 /// Where a partition stands in the lake.
@@ -42,18 +54,25 @@ pub(crate) struct Place {
     marks: Marks,
 }
 
-/// A range that is ready to be written.
-#[derive(Debug)]
-pub(crate) struct ReadyRange {
-    pub(crate) existing: Option<RangeIntent>,
-    pub(crate) start: i64,
-    pub(crate) marks_before: Marks,
-    pub(crate) records: Vec<Record>,
-    /// What the partition's place will be when the range is written.
-    rest: Place,
+/// What is to be done with a range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Work {
+    /// To encode records that are part of it.
+    Encode,
+    /// To encode its last records and write it.
+    Seal,
 }
 
-/// When a range is ready.
+/// A range, and the records to be added to it.
+#[derive(Debug)]
+pub(crate) struct Step {
+    pub(crate) range: OpenRange,
+    pub(crate) records: Vec<Record>,
+    /// How much memory the two take.
+    pub(crate) held_bytes: usize,
+}
+
+/// When a range is whole.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
     pub(crate) flush_interval: Duration,
@@ -66,37 +85,67 @@ impl From<Position> for Place {
     }
 }
 
+impl Place {
+    /// Begins the next range.
+    fn open(mut self) -> Phase {
+        let range = match self.redo.pop_front() {
+            Some(intent) => OpenRange::again(intent),
+            None => OpenRange::new(self.start, self.marks.clone()),
+        };
+        Phase::Open { range, rest: self }
+    }
+}
+
 impl PartitionState {
-    pub(crate) fn new(tenant: Tenant, assignment: Assignment) -> Self {
+    pub(crate) fn new(source: Source, assignment: Assignment) -> Self {
         Self {
-            tenant,
+            source,
             assignment,
             paused: false,
             phase: Phase::Locating,
-            records: VecDeque::new(),
-            bytes: 0,
+            waiting: VecDeque::new(),
+            waiting_bytes: 0,
             since: None,
         }
     }
 
     pub(crate) fn push(&mut self, chunk: Chunk, now: Instant) {
         self.since.get_or_insert(now);
-        self.bytes += chunk.records.iter().map(Record::size_bytes).sum::<usize>();
-        self.records.extend(chunk.records);
+        self.waiting_bytes += chunk.records.iter().map(Record::size_bytes).sum::<usize>();
+        self.waiting.extend(chunk.records);
     }
 
     pub(crate) fn first_offset(&self) -> Option<i64> {
-        self.records.front().map(|record| record.offset)
+        self.waiting.front().map(|record| record.offset)
     }
 
-    pub(crate) fn bytes(&self) -> usize {
-        self.bytes
+    /// How much memory it takes, but for a range that is being written.
+    pub(crate) fn held_bytes(&self) -> usize {
+        let range = match &self.phase {
+            Phase::Open { range, .. } => range.held_bytes(),
+            Phase::Encoding { held_bytes, .. } => *held_bytes,
+            Phase::Locating | Phase::Sealing { .. } => 0,
+        };
+        self.waiting_bytes + range
     }
 
-    /// Whether a range of the lake is still to be done again: then the records up to its end must come, however short
-    /// memory is.
+    /// How much memory is free again when its range is written before it is whole.
+    pub(crate) fn forceable_bytes(&self) -> usize {
+        match &self.phase {
+            Phase::Open { range, .. } if range.fixed_end().is_none() => self.held_bytes(),
+            Phase::Encoding { redoing: false, .. } => self.held_bytes(),
+            _ => 0,
+        }
+    }
+
+    /// Whether a range of the lake is to be done again: then the records up to its end must come, however short memory is.
     pub(crate) fn is_redoing(&self) -> bool {
-        matches!(&self.phase, Phase::Filling(place) if !place.redo.is_empty())
+        match &self.phase {
+            Phase::Locating => false,
+            Phase::Open { range, .. } => range.fixed_end().is_some(),
+            Phase::Encoding { redoing, .. } => *redoing,
+            Phase::Sealing { rest, .. } => !rest.redo.is_empty(),
+        }
     }
 
     pub(crate) fn is_locating(&self) -> bool {
@@ -105,122 +154,120 @@ impl PartitionState {
 
     /// Takes its place in the lake. Records that stand there already are dropped: a late commit let them be read again.
     pub(crate) fn place(&mut self, place: Place) {
-        let from = place.redo.front().map_or(place.start, |intent| intent.start);
-        while self.records.front().is_some_and(|record| record.offset < from) {
-            if let Some(record) = self.records.pop_front() {
-                self.bytes -= record.size_bytes();
+        self.phase = place.open();
+        let Phase::Open { range, .. } = &self.phase else {
+            return;
+        };
+        while self
+            .waiting
+            .front()
+            .is_some_and(|record| record.offset < range.start())
+        {
+            if let Some(record) = self.waiting.pop_front() {
+                self.waiting_bytes -= record.size_bytes();
             }
         }
-        if self.records.is_empty() {
+        if self.waiting.is_empty() {
             self.since = None;
         }
-        self.phase = Phase::Filling(place);
     }
 
-    /// Takes `intent` for the range that was about to be written: another sink was first. The records come back.
-    pub(crate) fn superseded(&mut self, range: ReadyRange, intent: RangeIntent, now: Instant) {
-        for record in range.records.into_iter().rev() {
-            self.bytes += record.size_bytes();
-            self.records.push_front(record);
+    /// Takes its range back, with records encoded.
+    pub(crate) fn encoded(&mut self, range: OpenRange) {
+        if let Phase::Encoding { rest, .. } = std::mem::replace(&mut self.phase, Phase::Locating) {
+            self.phase = Phase::Open { range, rest };
         }
-        self.since.get_or_insert(now);
-        let (start, marks) = (intent.end, intent.marks_after.clone());
-        self.phase = Phase::Filling(Place {
-            redo: VecDeque::from([intent]),
-            start,
-            marks,
-        });
     }
 
-    /// Whether there is a range to write: one to redo, all of whose records are there, or a new one that is large
-    /// enough, old enough, or `forced`.
-    pub(crate) fn is_ready(&self, limits: Limits, now: Instant, forced: bool) -> bool {
-        let Phase::Filling(place) = &self.phase else {
-            return false;
-        };
-        let Some(last) = self.records.back() else {
-            return false;
-        };
-        match place.redo.front() {
-            Some(intent) => last.offset + 1 >= intent.end,
-            None => {
-                let age = self
-                    .since
-                    .map_or(Duration::ZERO, |since| now.duration_since(since));
-                forced || self.bytes >= limits.file_bytes_max || age >= limits.flush_interval
+    /// Begins the next range: the one of `intent` is written.
+    pub(crate) fn sealed(&mut self, intent: RangeIntent) {
+        if let Phase::Sealing { redoing, mut rest } = std::mem::replace(&mut self.phase, Phase::Locating) {
+            // The place behind ranges that are redone is known from the last of their intents.
+            if !redoing {
+                (rest.start, rest.marks) = (intent.end, intent.marks_after);
             }
+            self.phase = rest.open();
         }
+    }
+
+    /// What there is to do with its range. One to redo is whole when all its records are there; a new one when it is large
+    /// enough, old enough, or `forced`.
+    pub(crate) fn due_work(&self, limits: Limits, now: Instant, forced: bool) -> Option<Work> {
+        let (Phase::Open { range, .. }, Some(since)) = (&self.phase, self.since) else {
+            return None;
+        };
+        let is_whole = match (range.fixed_end(), self.waiting.back()) {
+            (Some(end), last) => last.is_some_and(|last| last.offset + 1 >= end),
+            (None, _) => {
+                let record_bytes = range.record_bytes() + self.waiting_bytes;
+                let age = now.duration_since(since);
+                forced || record_bytes >= limits.file_bytes_max || age >= limits.flush_interval
+            }
+        };
+        if is_whole {
+            return Some(Work::Seal);
+        }
+        let step_bytes = limits.file_bytes_max / STEPS_A_FILE;
+        (!self.waiting.is_empty() && self.waiting_bytes >= step_bytes).then_some(Work::Encode)
     }
 
     /// When the oldest record will have waited long enough.
     pub(crate) fn due(&self, limits: Limits) -> Option<Instant> {
         match &self.phase {
-            Phase::Filling(place) if place.redo.is_empty() => {
+            Phase::Open { range, .. } if range.fixed_end().is_none() => {
                 self.since.map(|since| since + limits.flush_interval)
             }
             _ => None,
         }
     }
 
-    /// Takes the next range out, if the partition has its place and any records. A new range takes what is there, up to
-    /// about the size of a file; a range to redo takes exactly its own.
-    pub(crate) fn take(&mut self, limits: Limits, now: Instant) -> Option<ReadyRange> {
-        if self.records.is_empty() || !matches!(self.phase, Phase::Filling(_)) {
-            return None;
-        }
-        let Phase::Filling(mut place) = std::mem::replace(&mut self.phase, Phase::Sealing) else {
-            return None;
+    /// Hands its range over to be worked on, if one is open, with the waiting records that are part of it: for a new range
+    /// up to about the size of a file, for one to redo exactly its own.
+    pub(crate) fn take(&mut self, work: Work, limits: Limits, now: Instant) -> Option<Step> {
+        let (range, rest) = match std::mem::replace(&mut self.phase, Phase::Locating) {
+            Phase::Open { range, rest } => (range, rest),
+            other => {
+                self.phase = other;
+                return None;
+            }
         };
-        let existing = place.redo.pop_front();
         let (mut records, mut bytes) = (Vec::new(), 0);
-        while let Some(record) = self.records.front() {
-            let beyond = match &existing {
-                Some(intent) => record.offset >= intent.end,
-                None => bytes >= limits.file_bytes_max,
+        while let Some(record) = self.waiting.front() {
+            let beyond = match range.fixed_end() {
+                Some(end) => record.offset >= end,
+                None => range.record_bytes() + bytes >= limits.file_bytes_max,
             };
             if beyond {
                 break;
             }
             bytes += record.size_bytes();
-            records.extend(self.records.pop_front());
+            records.extend(self.waiting.pop_front());
         }
-        self.bytes -= bytes;
-        self.since = (!self.records.is_empty()).then_some(now);
-        let end = records.last()?.offset + 1;
-        let (start, marks_before) = match &existing {
-            Some(intent) => (intent.start, intent.marks_before.clone()),
-            None => (place.start, std::mem::take(&mut place.marks)),
+        self.waiting_bytes -= bytes;
+        let (held_bytes, redoing) = (range.held_bytes() + bytes, range.fixed_end().is_some());
+        self.phase = match work {
+            Work::Encode => Phase::Encoding {
+                held_bytes,
+                redoing,
+                rest,
+            },
+            Work::Seal => {
+                self.since = (!self.waiting.is_empty()).then_some(now);
+                Phase::Sealing { redoing, rest }
+            }
         };
-        if existing.is_none() {
-            place.start = end;
-        }
-        Some(ReadyRange {
-            existing,
-            start,
-            marks_before,
+        Some(Step {
+            range,
             records,
-            rest: place,
+            held_bytes,
         })
-    }
-}
-
-impl ReadyRange {
-    /// The place after this range was written, with `marks_after`.
-    pub(crate) fn next_place(self, marks_after: Marks) -> Place {
-        // The place behind ranges that are redone is known from the last of their intents.
-        let marks = if self.existing.is_some() {
-            self.rest.marks
-        } else {
-            marks_after
-        };
-        Place { marks, ..self.rest }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use schemas::{TopicId, TopicName};
+    use schemas::{Outcomes, Tenant, TopicId, TopicName};
     use topics::{Partition, TopicRef};
 
     use super::*;
@@ -230,12 +277,25 @@ mod tests {
         file_bytes_max: 10_000,
     };
 
-    fn chunk(offsets: std::ops::Range<i64>) -> Chunk {
+    fn source() -> Source {
         let topic = TopicRef {
             name: TopicName::new("outcomes.acme").unwrap(),
             id: TopicId::from_bytes([1; 16]),
         };
-        let value = Some(Bytes::from_static(&[0; 1_000]));
+        Source {
+            partition: Partition {
+                topic: topic.into(),
+                index: 0,
+            },
+            tenant: Tenant::new("acme").unwrap(),
+        }
+    }
+
+    fn chunk(offsets: std::ops::Range<i64>) -> Chunk {
+        // Not an outcome, and kept as it is.
+        let value = Some(Bytes::from_static(
+            &[<Outcomes<'_> as schemas::Record>::VERSION; 1_000],
+        ));
         let record = |offset| Record {
             offset,
             timestamp_ms: 0,
@@ -244,10 +304,7 @@ mod tests {
             headers: Vec::new(),
         };
         Chunk {
-            partition: Partition {
-                topic: topic.into(),
-                index: 0,
-            },
+            partition: source().partition,
             assignment: Assignment(1),
             records: offsets.map(record).collect(),
         }
@@ -276,7 +333,7 @@ mod tests {
         offsets: std::ops::Range<i64>,
         now: Instant,
     ) -> PartitionState {
-        let mut state = PartitionState::new(Tenant::new("acme").unwrap(), Assignment(1));
+        let mut state = PartitionState::new(source(), Assignment(1));
         state.push(chunk(offsets), now);
         state.place(Place {
             redo: redo.into(),
@@ -286,65 +343,103 @@ mod tests {
         state
     }
 
-    fn offsets(range: &ReadyRange) -> (i64, i64) {
-        (
-            range.records.first().unwrap().offset,
-            range.records.last().unwrap().offset,
-        )
+    fn offsets(step: &Step) -> Option<(i64, i64)> {
+        Some((step.records.first()?.offset, step.records.last()?.offset))
+    }
+
+    /// Encodes what waits.
+    fn encode(state: &mut PartitionState, now: Instant) {
+        let mut step = state.take(Work::Encode, LIMITS, now).unwrap();
+        step.range.add(&source(), step.records).unwrap();
+        state.encoded(step.range);
+    }
+
+    /// Begins to write the range that is open. Answers where it begins, whether it is done again, and its last step.
+    fn seal(state: &mut PartitionState, now: Instant) -> (i64, bool, Step) {
+        let step = state.take(Work::Seal, LIMITS, now).unwrap();
+        (step.range.start(), step.range.fixed_end().is_some(), step)
     }
 
     #[test]
-    fn a_range_is_ready_by_size_by_age_or_when_forced() {
+    fn a_range_is_whole_by_size_by_age_or_when_forced() {
         let now = Instant::now();
-        let small = partition(Vec::new(), 0, 0..3, now);
-        assert!(!small.is_ready(LIMITS, now, false));
-        assert!(small.is_ready(LIMITS, now, true));
-        assert!(small.is_ready(LIMITS, now + LIMITS.flush_interval, false));
-        assert_eq!(small.due(LIMITS), Some(now + LIMITS.flush_interval));
-        assert!(partition(Vec::new(), 0, 0..10, now).is_ready(LIMITS, now, false));
+        let state = partition(Vec::new(), 0, 0..3, now);
+        assert_eq!(state.due_work(LIMITS, now, false), Some(Work::Encode));
+        assert_eq!(state.due_work(LIMITS, now, true), Some(Work::Seal));
+        let later = now + LIMITS.flush_interval;
+        assert_eq!(state.due_work(LIMITS, later, false), Some(Work::Seal));
+        assert_eq!(state.due(LIMITS), Some(later));
+        let large = partition(Vec::new(), 0, 0..10, now);
+        assert_eq!(large.due_work(LIMITS, now, false), Some(Work::Seal));
+        let none = partition(Vec::new(), 3, 0..3, now);
+        assert_eq!(none.due_work(LIMITS, later, true), None);
+    }
+
+    #[test]
+    fn what_is_encoded_counts_as_what_waits_does() {
+        let now = Instant::now();
+        let mut state = partition(Vec::new(), 0, 0..5, now);
+        encode(&mut state, now);
+        assert_eq!(state.due_work(LIMITS, now, false), None, "nothing waits");
+        assert_eq!(
+            state.due_work(LIMITS, now + LIMITS.flush_interval, false),
+            Some(Work::Seal)
+        );
+        state.push(chunk(5..14), now);
+        assert_eq!(state.due_work(LIMITS, now, false), Some(Work::Seal));
+        let (_, _, step) = seal(&mut state, now);
+        let (first, last) = offsets(&step).unwrap();
+        assert!(first == 5 && last < 13, "a file has its size: {first} to {last}");
+    }
+
+    #[test]
+    fn a_step_waits_until_it_is_worth_its_while() {
+        let now = Instant::now();
+        let large = Limits {
+            file_bytes_max: 10_000 * STEPS_A_FILE,
+            ..LIMITS
+        };
+        let mut state = partition(Vec::new(), 0, 0..3, now);
+        assert_eq!(state.due_work(large, now, false), None);
+        state.push(chunk(3..10), now);
+        assert_eq!(state.due_work(large, now, false), Some(Work::Encode));
     }
 
     #[test]
     fn records_that_the_lake_has_are_dropped_and_the_next_range_begins_where_the_last_ended() {
         let now = Instant::now();
         let mut state = partition(Vec::new(), 5, 0..8, now);
-        let range = state.take(LIMITS, now).unwrap();
-        assert_eq!((range.start, offsets(&range)), (5, (5, 7)));
-        assert!(!state.is_ready(LIMITS, now, true), "one range at a time");
+        let (start, _, step) = seal(&mut state, now);
+        assert_eq!((start, offsets(&step)), (5, Some((5, 7))));
+        assert_eq!(state.due_work(LIMITS, now, true), None, "one range at a time");
+        state.push(chunk(8..9), now);
+        state.sealed(intent(5, 8));
+        let (start, _, step) = seal(&mut state, now);
+        assert_eq!((start, offsets(&step)), (8, Some((8, 8))));
     }
 
     #[test]
     fn a_range_that_stands_in_the_lake_is_redone_exactly_and_only_when_all_its_records_came() {
         let now = Instant::now();
         let mut state = partition(vec![intent(0, 4), intent(4, 6)], 6, 0..3, now);
-        assert!(!state.is_ready(LIMITS, now, true));
+        assert_eq!(state.due_work(LIMITS, now, true), Some(Work::Encode));
+        encode(&mut state, now);
+        assert_eq!(state.due_work(LIMITS, now, true), None);
         state.push(chunk(3..9), now);
-        let first = state.take(LIMITS, now).unwrap();
-        assert_eq!((first.start, offsets(&first)), (0, (0, 3)));
-        state.place(first.next_place(Marks::default()));
-        let second = state.take(LIMITS, now).unwrap();
-        assert_eq!((second.start, offsets(&second)), (4, (4, 5)));
-        state.place(second.next_place(Marks::default()));
-        let third = state.take(LIMITS, now).unwrap();
-        assert_eq!(
-            (third.start, offsets(&third), third.existing.is_none()),
-            (6, (6, 8), true)
-        );
+        let mut redone = Vec::new();
+        while let Some(Work::Seal) = state.due_work(LIMITS, now, true) {
+            assert_eq!(state.is_redoing(), redone.len() < 2);
+            let (start, again, step) = seal(&mut state, now);
+            redone.push((start, again, offsets(&step).unwrap()));
+            state.sealed(intent(start, offsets(&step).unwrap().1 + 1));
+        }
+        assert_eq!(redone, [(0, true, (3, 3)), (4, true, (4, 5)), (6, false, (6, 8))]);
     }
 
     #[test]
-    fn who_comes_second_takes_the_other_sinks_range_for_its_own() {
+    fn a_range_to_redo_cannot_be_forced_to_end_and_gives_no_memory_back() {
         let now = Instant::now();
-        let mut state = partition(Vec::new(), 0, 0..3, now);
-        let range = state.take(LIMITS, now).unwrap();
-        state.push(chunk(3..4), now);
-        state.superseded(range, intent(0, 5), now);
-        assert!(
-            !state.is_ready(LIMITS, now, true),
-            "the other sink's range ends later"
-        );
-        state.push(chunk(4..7), now);
-        let redone = state.take(LIMITS, now).unwrap();
-        assert_eq!((redone.start, offsets(&redone)), (0, (0, 4)));
+        assert_eq!(partition(vec![intent(0, 4)], 4, 0..3, now).forceable_bytes(), 0);
+        assert!(partition(Vec::new(), 0, 0..3, now).forceable_bytes() > 3_000);
     }
 }

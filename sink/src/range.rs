@@ -1,9 +1,9 @@
 //! A range of a partition, fixed before its data is written.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map::Entry};
 
 use chrono::NaiveDate;
-use schemas::{Origin, Route, Tenant, TopicId, TopicName};
+use schemas::{Route, Tenant, TopicId, TopicName};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -110,21 +110,34 @@ impl RangeIntent {
 /// The highest offset seen of each origin partition and route.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "Vec<Mark>", into = "Vec<Mark>")]
-pub struct Marks(BTreeMap<(TopicId, i32, Route), i64>);
+pub struct Marks(BTreeMap<Route, RouteMarks>);
+
+/// The highest offset seen of each origin partition along one route.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RouteMarks(BTreeMap<(TopicId, i32), i64>);
 
 impl Marks {
-    /// Takes note of `origin`, come along `route`. Answers whether it is new; a repetition is at or below the mark,
-    /// because along one route first appearances are in order.
-    pub fn is_new(&mut self, origin: &Origin, route: &Route) -> bool {
-        let key = (origin.topic_id, origin.partition, route.clone());
-        match self.0.get_mut(&key) {
-            Some(mark) if *mark >= origin.offset => false,
-            Some(mark) => {
-                *mark = origin.offset;
+    /// The marks of `route`.
+    pub fn along(&mut self, route: &Route) -> &mut RouteMarks {
+        if !self.0.contains_key(route) {
+            self.0.insert(route.clone(), RouteMarks::default());
+        }
+        self.0.get_mut(route).expect("it is there now")
+    }
+}
+
+impl RouteMarks {
+    /// Takes note of an origin. Answers whether it is new; a repetition is at or below the mark, because along one route
+    /// first appearances are in order.
+    pub fn is_new(&mut self, topic_id: TopicId, partition: i32, offset: i64) -> bool {
+        match self.0.entry((topic_id, partition)) {
+            Entry::Vacant(none) => {
+                none.insert(offset);
                 true
             }
-            None => {
-                self.0.insert(key, origin.offset);
+            Entry::Occupied(mark) if *mark.get() >= offset => false,
+            Entry::Occupied(mut mark) => {
+                mark.insert(offset);
                 true
             }
         }
@@ -140,26 +153,42 @@ struct Mark {
 }
 
 impl From<Vec<Mark>> for Marks {
-    fn from(marks: Vec<Mark>) -> Self {
-        let entry = |mark: Mark| {
-            (
-                (mark.origin_topic_id, mark.origin_partition, mark.route),
-                mark.offset,
-            )
-        };
-        Self(marks.into_iter().map(entry).collect())
+    fn from(list: Vec<Mark>) -> Self {
+        let mut marks = Self::default();
+        for mark in list {
+            let along = marks.along(&mark.route);
+            along
+                .0
+                .insert((mark.origin_topic_id, mark.origin_partition), mark.offset);
+        }
+        marks
     }
 }
 
 impl From<Marks> for Vec<Mark> {
+    /// In the order of topics, partitions and routes: the bytes of an intent are what its files name.
     fn from(marks: Marks) -> Self {
-        let mark = |((origin_topic_id, origin_partition, route), offset)| Mark {
-            origin_topic_id,
-            origin_partition,
-            route,
-            offset,
-        };
-        marks.0.into_iter().map(mark).collect()
+        let mut list: Vec<Mark> = marks
+            .0
+            .into_iter()
+            .flat_map(|(route, RouteMarks(marks))| {
+                marks
+                    .into_iter()
+                    .map(move |((origin_topic_id, origin_partition), offset)| Mark {
+                        origin_topic_id,
+                        origin_partition,
+                        route: route.clone(),
+                        offset,
+                    })
+            })
+            .collect();
+        list.sort_by(|one, other| {
+            let place = |mark: &Mark| (mark.origin_topic_id, mark.origin_partition);
+            place(one)
+                .cmp(&place(other))
+                .then_with(|| one.route.cmp(&other.route))
+        });
+        list
     }
 }
 
@@ -169,52 +198,69 @@ mod tests {
 
     use super::*;
 
-    fn origin(partition: i32, offset: i64) -> Origin {
-        Origin {
-            topic: TopicName::new("jobs").unwrap(),
-            topic_id: TopicId::from_bytes([1; 16]),
-            partition,
-            offset,
-        }
-    }
+    const TOPIC: TopicId = TopicId::from_bytes([1; 16]);
 
     #[test]
     fn marks_are_kept_by_partition_and_route() {
         let work = Route::Work(TopicName::new("work.shared.acme").unwrap());
         let mut marks = Marks::default();
-        assert!(marks.is_new(&origin(0, 5), &work));
-        assert!(!marks.is_new(&origin(0, 5), &work));
-        assert!(!marks.is_new(&origin(0, 4), &work));
+        assert!(marks.along(&work).is_new(TOPIC, 0, 5));
+        assert!(!marks.along(&work).is_new(TOPIC, 0, 5));
+        assert!(!marks.along(&work).is_new(TOPIC, 0, 4));
         assert!(
-            marks.is_new(&origin(1, 4), &work),
+            marks.along(&work).is_new(TOPIC, 1, 4),
             "another partition has its own offsets"
         );
         assert!(
-            marks.is_new(&origin(0, 4), &Route::Rejected),
+            marks.along(&Route::Rejected).is_new(TOPIC, 0, 4),
             "another route has its own order"
         );
     }
 
     #[test]
     fn a_re_created_topic_starts_its_marks_again() {
+        let mut marks = RouteMarks::default();
+        assert!(marks.is_new(TOPIC, 0, 5));
+        assert!(marks.is_new(TopicId::from_bytes([2; 16]), 0, 0));
+    }
+
+    #[test]
+    fn marks_are_listed_by_topic_and_partition_and_then_by_route() {
+        let work = Route::Work(TopicName::new("w").unwrap());
         let mut marks = Marks::default();
-        assert!(marks.is_new(&origin(0, 5), &Route::Rejected));
-        let reborn = Origin {
-            topic_id: TopicId::from_bytes([2; 16]),
-            ..origin(0, 0)
-        };
-        assert!(marks.is_new(&reborn, &Route::Rejected));
+        for (route, partition) in [
+            (&work, 1),
+            (&Route::Rejected, 1),
+            (&work, 0),
+            (&Route::Rejected, 0),
+        ] {
+            marks.along(route).is_new(TOPIC, partition, 7);
+        }
+        let listed: Vec<(i32, Route)> = Vec::<Mark>::from(marks)
+            .into_iter()
+            .map(|mark| (mark.origin_partition, mark.route))
+            .collect();
+        let expected = [
+            (0, &Route::Rejected),
+            (0, &work),
+            (1, &Route::Rejected),
+            (1, &work),
+        ];
+        assert_eq!(
+            listed,
+            expected.map(|(partition, route)| (partition, route.clone()))
+        );
     }
 
     proptest! {
         /// A processor that starts over repeats from somewhere it had been: whatever it repeats, each job is new once.
         #[test]
         fn however_often_a_stretch_is_repeated_each_job_is_new_once(steps in prop::collection::vec((0_i64..10, 1_i64..10), 1..50)) {
-            let (mut marks, mut reached, mut new) = (Marks::default(), 0, Vec::new());
+            let (mut marks, mut reached, mut new) = (RouteMarks::default(), 0, Vec::new());
             for (back, forth) in steps {
                 let from = (reached - back).max(0);
                 for offset in from..from + forth {
-                    if marks.is_new(&origin(0, offset), &Route::Rejected) {
+                    if marks.is_new(TOPIC, 0, offset) {
                         new.push(offset);
                     }
                 }
@@ -228,7 +274,7 @@ mod tests {
             let mut marks = Marks::default();
             for (partition, offset, rejected) in offsets {
                 let route = if rejected { Route::Rejected } else { Route::Work(TopicName::new("w").unwrap()) };
-                marks.is_new(&origin(partition, offset), &route);
+                marks.along(&route).is_new(TOPIC, partition, offset);
             }
             let bytes = serde_json::to_vec(&marks).unwrap();
             prop_assert_eq!(serde_json::from_slice::<Marks>(&bytes).unwrap(), marks);

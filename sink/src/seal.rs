@@ -1,17 +1,16 @@
-//! Writes one range: intent first, then the files.
+//! Works on one range: encodes its records, and writes it, intent first and then the files.
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
-use object_store::path::Path;
+use object_store::{PutPayload, path::Path};
 use parquet::file::{reader::FileReader, serialized_reader::SerializedFileReader};
-use schemas::{Tenant, TopicName};
-use topics::{Appender, Partition, dead_letter, offload};
+use schemas::TopicName;
+use topics::{Appender, Partition, Record, dead_letter, offload};
 
 use crate::{
     Error,
-    encode::{self, Draft, Encoded},
+    encode::{Encoded, OpenRange, Source},
     layout, metric_names,
-    partition::{Place, ReadyRange},
     range::RangeIntent,
     store::{Created, Store},
 };
@@ -26,57 +25,83 @@ pub(crate) struct Sealer {
     pub(crate) appender: Box<dyn Appender>,
 }
 
-/// What came of a range.
-pub(crate) enum Sealed {
-    /// It is in the lake, whole: the group's progress may be this.
-    Done { end: i64, place: Place },
-    /// Another sink fixed this range first, otherwise.
-    Superseded { range: ReadyRange, intent: RangeIntent },
+/// Encodes `records` into `range`.
+///
+/// # Errors
+/// As of [`OpenRange::add`].
+pub(crate) async fn encode(
+    source: Source,
+    mut range: OpenRange,
+    records: Vec<Record>,
+) -> Result<OpenRange, Error> {
+    offload(move || {
+        range.add(&source, records)?;
+        Ok(range)
+    })
+    .await
 }
 
 impl Sealer {
-    /// Writes `range` of `partition`.
+    /// Ends `range` with `records`, and writes it. When its intent is answered, it is in the lake, whole: the group's
+    /// progress may be its end.
+    ///
+    /// # Errors
+    /// [`Error::Overtaken`] where another sink fixed this range first, otherwise.
     pub(crate) async fn seal(
         &self,
-        partition: &Partition,
-        tenant: &Tenant,
-        range: ReadyRange,
-    ) -> Result<Sealed, Error> {
-        let (range, encoded) = encode(partition, tenant, range).await?;
-        let intent = &encoded.intent;
+        source: Source,
+        mut range: OpenRange,
+        records: Vec<Record>,
+    ) -> Result<RangeIntent, Error> {
+        let partition = source.partition.clone();
+        let work = move || {
+            range.add(&source, records)?;
+            range.close(&source)
+        };
+        let encoded: Encoded = offload(work).await?;
+        let intent = encoded.intent;
         let path = layout::intent(intent.topic_id, intent.partition, intent.start);
-        if let Created::Different(found) = self.store.create(&path, intent.encode().into()).await? {
-            let found = RangeIntent::decode(&found).map_err(|why| Error::Contradiction {
+        if let Created::Different(found) = self.store.create(&path, intent.encode()).await? {
+            return Err(self.overtaken(&path, &intent, &found));
+        }
+        self.keep_dead_letters(&partition, encoded.undecodable).await?;
+        let digest = intent.digest();
+        let paths = intent
+            .files
+            .iter()
+            .map(|file| (layout::path(&file.path), file.rows));
+        let files: Vec<_> = paths.zip(encoded.files).collect();
+        stream::iter(files)
+            .map(|((path, rows), file)| self.create_file(path, rows, file, &digest))
+            .buffer_unordered(PUTS_AT_ONCE)
+            .try_collect::<()>()
+            .await?;
+        count(&intent);
+        Ok(intent)
+    }
+
+    /// The records of the range are gone, and it is to be done as the other sink says: they are read again from the
+    /// position that was committed.
+    fn overtaken(&self, path: &Path, intent: &RangeIntent, found: &Bytes) -> Error {
+        match RangeIntent::decode(found) {
+            Ok(found) => Error::Overtaken {
+                what: format!(
+                    "{}[{}] from offset {} to {}, and not to {}",
+                    intent.topic, intent.partition, intent.start, found.end, intent.end
+                ),
+            },
+            Err(why) => Error::Contradiction {
                 what: format!(
                     "range `{path}` of the lake `{}` cannot be read: {why}",
                     self.store.url()
                 ),
-            })?;
-            return Ok(Sealed::Superseded { range, intent: found });
+            },
         }
-        self.keep_dead_letters(partition, &range, &encoded).await?;
-        let digest = intent.digest();
-        let files: Vec<_> = intent
-            .files
-            .iter()
-            .map(|file| (layout::path(&file.path), file.rows))
-            .collect();
-        let creates = files.into_iter().zip(encoded.files.clone());
-        stream::iter(creates.map(|((path, rows), bytes)| self.create_file(path, rows, bytes, &digest)))
-            .buffer_unordered(PUTS_AT_ONCE)
-            .try_collect::<()>()
-            .await?;
-        count(intent);
-        let (end, marks_after) = (intent.end, intent.marks_after.clone());
-        Ok(Sealed::Done {
-            end,
-            place: range.next_place(marks_after),
-        })
     }
 
-    async fn create_file(&self, path: Path, rows: u64, bytes: Bytes, digest: &str) -> Result<(), Error> {
-        metrics::counter!(metric_names::FILE_BYTES).increment(bytes.len() as u64);
-        match self.store.create(&path, bytes).await? {
+    async fn create_file(&self, path: Path, rows: u64, file: PutPayload, digest: &str) -> Result<(), Error> {
+        metrics::counter!(metric_names::FILE_BYTES).increment(file.content_length() as u64);
+        match self.store.create(&path, file).await? {
             Created::New | Created::Same => Ok(()),
             Created::Different(found) if has_footer(&found, digest, rows) => Ok(()),
             Created::Different(_) => Err(Error::Contradiction {
@@ -92,12 +117,10 @@ impl Sealer {
     async fn keep_dead_letters(
         &self,
         source: &Partition,
-        range: &ReadyRange,
-        encoded: &Encoded,
+        undecodable: Vec<(Record, String)>,
     ) -> Result<(), Error> {
         let now_ms = chrono::Utc::now().timestamp_millis();
-        let letters = encoded.undecodable.iter().map(|(position, reason)| {
-            let record = &range.records[*position];
+        let letters = undecodable.iter().map(|(record, reason)| {
             tracing::error!(%source, offset = record.offset, reason, "record of outcomes cannot be decoded");
             dead_letter(source, record, reason, self.dead_letters.clone(), now_ms)
         });
@@ -106,32 +129,6 @@ impl Sealer {
         }
         Ok(())
     }
-}
-
-async fn encode(
-    partition: &Partition,
-    tenant: &Tenant,
-    range: ReadyRange,
-) -> Result<(ReadyRange, Encoded), Error> {
-    let (topic, index, tenant) = (
-        std::sync::Arc::clone(&partition.topic),
-        partition.index,
-        tenant.clone(),
-    );
-    let work = move || {
-        let draft = Draft {
-            topic: &topic.name,
-            topic_id: topic.id,
-            partition: index,
-            tenant: &tenant,
-            start: range.start,
-            marks_before: &range.marks_before,
-            records: &range.records,
-        };
-        let encoded = encode::encode(&draft, range.existing.as_ref())?;
-        Ok((range, encoded))
-    };
-    offload(work).await
 }
 
 /// Whether `found` is a file of the intent with this digest, with as many rows: another build may have encoded the same

@@ -9,14 +9,20 @@ use tokio_util::sync::CancellationToken;
 use topics::{Assignment, Event, Partition, Progress, Reader, Subscription, TopicPattern, Topics};
 
 use crate::{
-    Error, Options, Store, chain, metric_names,
-    partition::{Limits, PartitionState, Place},
-    seal::{Sealed, Sealer},
+    Error, Options, Store, chain,
+    encode::{OpenRange, Source},
+    metric_names,
+    partition::{Limits, PartitionState, Place, Step, Work},
+    range::RangeIntent,
+    seal::{self, Sealer},
 };
 
 /// Ranges that are written side by side. Most of its time a range waits for the store, so there are more of them than
-/// cores; each holds its records and their encoding in memory until it is written.
+/// cores; each holds its files in memory until it is written.
 const SEALS_AT_ONCE: usize = 8;
+/// Partitions whose records are encoded side by side. It is work for a core, and four of them encode faster than a broker
+/// sends.
+const ENCODES_AT_ONCE: usize = 4;
 
 /// How a sink works.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -30,8 +36,8 @@ pub struct Config {
     pub flush_interval_ms: u64,
     /// A file is written when its records have this many bytes.
     pub file_bytes_max: usize,
-    /// When the waiting records have this many bytes over all partitions, the largest range is written, and reading
-    /// pauses until they have half.
+    /// When the files under way, with the records that wait to be encoded, have this many bytes over all partitions, the
+    /// largest ranges are written, and reading pauses until they have half.
     pub memory_bytes_max: usize,
     /// Settings of the store.
     #[serde(default)]
@@ -110,8 +116,10 @@ impl Service {
             reader,
             partitions: BTreeMap::new(),
             tasks: JoinSet::new(),
+            encoding: 0,
             sealing: 0,
             sealing_bytes: 0,
+            short: false,
             draining: false,
         };
         run.until(shutdown).await?;
@@ -129,8 +137,11 @@ struct Run<'a> {
     reader: Box<dyn Reader>,
     partitions: BTreeMap<Partition, PartitionState>,
     tasks: JoinSet<Result<Finished, Error>>,
+    encoding: usize,
     sealing: usize,
     sealing_bytes: usize,
+    /// Whether memory is short: from its limit on, until half of it is free.
+    short: bool,
     /// Whether everything gathered is to be written now.
     draining: bool,
 }
@@ -147,9 +158,10 @@ type Joined = Result<Result<Finished, Error>, tokio::task::JoinError>;
 
 enum What {
     Located(Place),
+    Encoded(OpenRange),
     Sealed {
-        sealed: Sealed,
-        bytes: usize,
+        intent: RangeIntent,
+        held_bytes: usize,
         began: Instant,
     },
 }
@@ -157,8 +169,8 @@ enum What {
 impl Run<'_> {
     async fn until(&mut self, shutdown: CancellationToken) -> Result<(), Error> {
         loop {
-            self.begin_tasks();
             self.throttle()?;
+            self.begin_tasks();
             let due = self
                 .partitions
                 .values()
@@ -196,8 +208,12 @@ impl Run<'_> {
                     let tenant = tenant.ok_or_else(|| Error::Invalid {
                         what: format!("topic `{}` is among the outcomes, and its name ends in no possible tenant: delete it", partition.topic.name),
                     })?;
+                    let source = Source {
+                        partition: partition.clone(),
+                        tenant,
+                    };
                     self.partitions
-                        .insert(partition, PartitionState::new(tenant, assignment));
+                        .insert(partition, PartitionState::new(source, assignment));
                 }
             }
             Event::Revoked(partitions) => {
@@ -238,42 +254,77 @@ impl Run<'_> {
         });
     }
 
-    /// Begins to write the ranges that are ready, the largest first where memory is short.
+    /// Begins all that is due and has room.
     fn begin_tasks(&mut self) {
         let now = Instant::now();
-        let pressed = self.bytes() >= self.service.config.memory_bytes_max;
-        while self.sealing < SEALS_AT_ONCE {
-            let largest = self
+        while let Some((partition, work)) = self.next_work(now) {
+            self.begin(&partition, work, now);
+        }
+    }
+
+    /// What to begin next. Where memory is short, ranges are written before they are whole, the largest first.
+    fn next_work(&self, now: Instant) -> Option<(Partition, Work)> {
+        let most = self.service.config.memory_bytes_max;
+        let largest = match self.short && self.bytes() - self.sealing_bytes > most / 2 {
+            true => self
                 .partitions
                 .values()
-                .map(PartitionState::bytes)
-                .max()
-                .unwrap_or(0);
-            let ready = self.partitions.iter_mut().find(|(_, state)| {
-                let forced = self.draining || pressed && state.bytes() == largest;
-                state.is_ready(self.limits, now, forced)
-            });
-            let Some((partition, state)) = ready else { return };
-            let Some(range) = state.take(self.limits, now) else {
-                return;
+                .map(PartitionState::forceable_bytes)
+                .max()?,
+            false => 0,
+        };
+        self.partitions.iter().find_map(|(partition, state)| {
+            let forced = self.draining || largest > 0 && state.forceable_bytes() == largest;
+            let work = state.due_work(self.limits, now, forced)?;
+            let has_room = match work {
+                Work::Encode => self.encoding < ENCODES_AT_ONCE,
+                Work::Seal => self.sealing < SEALS_AT_ONCE,
             };
-            let (partition, tenant, assignment) = (partition.clone(), state.tenant.clone(), state.assignment);
-            let bytes = range.records.iter().map(topics::Record::size_bytes).sum();
-            self.sealing += 1;
-            self.sealing_bytes += bytes;
-            let sealer = Arc::clone(&self.sealer);
-            self.tasks.spawn(async move {
-                let sealed = sealer.seal(&partition, &tenant, range).await?;
-                Ok(Finished {
-                    partition,
-                    assignment,
-                    what: What::Sealed {
-                        sealed,
-                        bytes,
+            has_room.then(|| (partition.clone(), work))
+        })
+    }
+
+    fn begin(&mut self, partition: &Partition, work: Work, now: Instant) {
+        let Some(state) = self.partitions.get_mut(partition) else {
+            return;
+        };
+        let (source, assignment) = (state.source.clone(), state.assignment);
+        let Some(Step {
+            range,
+            records,
+            held_bytes,
+        }) = state.take(work, self.limits, now)
+        else {
+            return;
+        };
+        let finished = move |partition, what| Finished {
+            partition,
+            assignment,
+            what,
+        };
+        let partition = partition.clone();
+        match work {
+            Work::Encode => {
+                self.encoding += 1;
+                self.tasks.spawn(async move {
+                    let range = seal::encode(source, range, records).await?;
+                    Ok(finished(partition, What::Encoded(range)))
+                });
+            }
+            Work::Seal => {
+                self.sealing += 1;
+                self.sealing_bytes += held_bytes;
+                let sealer = Arc::clone(&self.sealer);
+                self.tasks.spawn(async move {
+                    let intent = sealer.seal(source, range, records).await?;
+                    let what = What::Sealed {
+                        intent,
+                        held_bytes,
                         began: now,
-                    },
-                })
-            });
+                    };
+                    Ok(finished(partition, what))
+                });
+            }
         }
     }
 
@@ -299,10 +350,16 @@ impl Run<'_> {
             assignment,
             what,
         } = finished?;
-        if let What::Sealed { bytes, began, .. } = &what {
-            self.sealing -= 1;
-            self.sealing_bytes -= bytes;
-            metrics::histogram!(metric_names::SEAL_SECONDS).record(began.elapsed().as_secs_f64());
+        match &what {
+            What::Located(_) => {}
+            What::Encoded(_) => self.encoding -= 1,
+            What::Sealed {
+                held_bytes, began, ..
+            } => {
+                self.sealing -= 1;
+                self.sealing_bytes -= held_bytes;
+                metrics::histogram!(metric_names::SEAL_SECONDS).record(began.elapsed().as_secs_f64());
+            }
         }
         let Some(state) = self
             .partitions
@@ -313,34 +370,24 @@ impl Run<'_> {
         };
         match what {
             What::Located(place) => state.place(place),
-            What::Sealed {
-                sealed: Sealed::Superseded { range, intent },
-                ..
-            } => {
-                tracing::warn!(%partition, start = intent.start, end = intent.end, "another sink fixed this range first: doing it as it says");
-                state.superseded(range, intent, Instant::now());
-            }
-            What::Sealed {
-                sealed: Sealed::Done { end, place },
-                ..
-            } => {
-                state.place(place);
+            What::Encoded(range) => state.encoded(range),
+            What::Sealed { intent, .. } => {
+                let end = intent.end;
+                state.sealed(intent);
                 return Ok(Some((partition, end)));
             }
         }
         Ok(None)
     }
 
-    /// Pauses partitions while too much waits, and resumes them when half of that is written.
+    /// Pauses partitions while memory is short.
     fn throttle(&mut self) -> Result<(), Error> {
         let (bytes, most) = (self.bytes(), self.service.config.memory_bytes_max);
         metrics::gauge!(metric_names::BUFFERED_BYTES).set(bytes as f64);
-        if bytes < most && bytes > most / 2 {
-            return Ok(());
-        }
+        self.short = bytes >= most || self.short && bytes > most / 2;
         let (mut pause, mut resume) = (Vec::new(), Vec::new());
         for (partition, state) in &mut self.partitions {
-            let wanted = bytes >= most && !state.is_redoing();
+            let wanted = self.short && !state.is_redoing();
             if state.paused != wanted {
                 state.paused = wanted;
                 if wanted { &mut pause } else { &mut resume }.push(partition.clone());
@@ -356,7 +403,12 @@ impl Run<'_> {
     }
 
     fn bytes(&self) -> usize {
-        self.sealing_bytes + self.partitions.values().map(PartitionState::bytes).sum::<usize>()
+        self.sealing_bytes
+            + self
+                .partitions
+                .values()
+                .map(PartitionState::held_bytes)
+                .sum::<usize>()
     }
 }
 

@@ -6,8 +6,8 @@ use backon::{BackoffBuilder, ExponentialBuilder};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, future::join_all};
 use object_store::{
-    Error as StoreError, ObjectStore, ObjectStoreExt, PutMode, PutOptions, local::LocalFileSystem,
-    memory::InMemory, path::Path, prefix::PrefixStore,
+    Error as StoreError, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload,
+    local::LocalFileSystem, memory::InMemory, path::Path, prefix::PrefixStore,
 };
 use url::Url;
 
@@ -90,7 +90,8 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Unavailable`] where the store does not answer or goes on contradicting itself.
-    pub async fn create(&self, path: &Path, bytes: Bytes) -> Result<Created, Error> {
+    pub async fn create(&self, path: &Path, bytes: impl Into<PutPayload>) -> Result<Created, Error> {
+        let bytes = bytes.into();
         let backoff = ExponentialBuilder::new()
             .with_min_delay(Duration::from_millis(20))
             .with_jitter();
@@ -100,13 +101,13 @@ impl Store {
                 mode: PutMode::Create,
                 ..PutOptions::default()
             };
-            let refused = match self.inner.put_opts(path, bytes.clone().into(), options).await {
+            let refused = match self.inner.put_opts(path, bytes.clone(), options).await {
                 Ok(_) => return Ok(Created::New),
                 Err(error @ (StoreError::AlreadyExists { .. } | StoreError::Precondition { .. })) => error,
                 Err(error) => return Err(self.failed(&format!("create `{path}`"), error)),
             };
             match self.read(path).await? {
-                Some(found) if found == bytes => return Ok(Created::Same),
+                Some(found) if is_same(&found, &bytes) => return Ok(Created::Same),
                 Some(found) => return Ok(Created::Different(found)),
                 None => match waits.next() {
                     Some(wait) => tokio::time::sleep(wait).await,
@@ -210,6 +211,16 @@ impl Store {
             },
         }
     }
+}
+
+fn is_same(found: &Bytes, bytes: &PutPayload) -> bool {
+    let mut rest = &found[..];
+    found.len() == bytes.content_length()
+        && bytes.iter().all(|part| {
+            let (same, more) = rest.split_at(part.len());
+            rest = more;
+            same == part
+        })
 }
 
 #[cfg(feature = "cloud")]

@@ -282,6 +282,7 @@ impl Committer for GatedCommitter {
                     for value in step.appends.iter_mut().filter_map(|append| append.value.as_mut()) {
                         if let Ok(mut outcomes) = Outcomes::decode(value) {
                             outcomes.0.reverse();
+                            outcomes.0.iter_mut().for_each(|group| group.rows.reverse());
                             *value = outcomes.encode().into();
                         }
                     }
