@@ -91,8 +91,8 @@ impl KafkaTopics {
             self.settings.bootstrap_servers().to_owned(),
         );
         blocking(move || {
-            native::ping(client.client(), ANSWER_LIMIT).map_err(|(code, text)| {
-                let text = client.context().explain(&text);
+            native::ping(client.client(), ANSWER_LIMIT).map_err(|code| {
+                let text = client.context().explain(&code.to_string());
                 let detail = format!(
                     "{text}; see that the brokers run, that Kafka property `bootstrap.servers` names them, and that \
                      `security.protocol` is theirs"

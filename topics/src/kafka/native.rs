@@ -68,19 +68,24 @@ pub(super) fn member_id<C: ClientContext>(consumer: &Client<C>) -> Option<String
     (!id.is_empty()).then_some(id)
 }
 
-/// Asks the cluster who it is: a round trip that costs it nothing.
-pub(super) fn ping<C: ClientContext>(
-    client: &Client<C>,
-    limit: Duration,
-) -> Result<(), (RDKafkaErrorCode, String)> {
-    let request = Request::new(
-        client,
-        sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBECLUSTER,
-        limit,
-    );
-    // SAFETY: client, options and queue outlive the call, which copies what it needs.
-    unsafe { sys::rd_kafka_DescribeCluster(client.native_ptr(), request.options, request.queue) };
-    request.reply().map(drop)
+/// Asks the cluster for its brokers and for the topics that `client` knows, if any. rdkafka's own asks for all topics; and
+/// librdkafka aborts the process where a broker that just started answers its `DescribeCluster` with no broker at all.
+pub(super) fn ping<C: ClientContext>(client: &Client<C>, limit: Duration) -> Result<(), RDKafkaErrorCode> {
+    let limit_ms = i32::try_from(limit.as_millis()).unwrap_or(i32::MAX);
+    let mut metadata = ptr::null();
+    // SAFETY: the client is alive; no topic is named, so null is right. What is answered is ours and is given back at once.
+    let answered = unsafe {
+        let answered =
+            sys::rd_kafka_metadata(client.native_ptr(), 0, ptr::null_mut(), &mut metadata, limit_ms);
+        if !metadata.is_null() {
+            sys::rd_kafka_metadata_destroy(metadata);
+        }
+        answered
+    };
+    match answered {
+        RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR => Ok(()),
+        error => Err(error.into()),
+    }
 }
 
 /// Sends what `producer` still gathers into batches, and waits until all of it is reported, but not longer than `limit`.

@@ -171,7 +171,7 @@ impl KafkaReader {
             .map_err(|error| not_created(&error))?;
         // A pattern that is subscribed to before there is a connection waits for the next refresh of metadata.
         native::ping(consumer.client(), ANSWER_LIMIT)
-            .map_err(|(code, text)| classified("join a group", code, false, text))?;
+            .map_err(|code| classified("join a group", code, false, code.to_string()))?;
         let topics: Vec<String> = subscription.patterns.iter().map(topic_regex).collect();
         let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
         consumer.subscribe(&topics).map_err(|error| Error::Invalid {
