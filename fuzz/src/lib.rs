@@ -38,6 +38,7 @@ pub fn record(value: &[u8], headers: Vec<Header>) -> Record {
     Record {
         offset: 1,
         timestamp_ms: 1,
+        stamped_by_log: false,
         key: None,
         value: Some(Bytes::copy_from_slice(value)),
         headers,

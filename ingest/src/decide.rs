@@ -413,6 +413,7 @@ mod tests {
         Record {
             offset: 42,
             timestamp_ms: NOW_MS - 5,
+            stamped_by_log: false,
             key: None,
             value: Some(value.into()),
             headers: Vec::new(),

@@ -361,6 +361,7 @@ mod tests {
                 values.map(|value| Record {
                     offset: 0,
                     timestamp_ms,
+                    stamped_by_log: false,
                     key: None,
                     value: Some(value.into()),
                     headers: vec![Header::text("ce_time", ce_time)],

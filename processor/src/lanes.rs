@@ -219,6 +219,7 @@ mod tests {
         let record = |offset| Record {
             offset,
             timestamp_ms: 0,
+            stamped_by_log: false,
             key: None,
             value: Some(Bytes::copy_from_slice(&[AdmittedJobs::VERSION, FIXARRAY | jobs])),
             headers: Vec::new(),

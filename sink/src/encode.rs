@@ -426,6 +426,7 @@ mod tests {
             records.push(Record {
                 offset,
                 timestamp_ms: 1_790_000_000_000 + 86_400_000 * (offset / 50),
+                stamped_by_log: false,
                 key: None,
                 value: Some(value),
                 headers: Vec::new(),

@@ -299,6 +299,7 @@ mod tests {
         let record = |offset| Record {
             offset,
             timestamp_ms: 0,
+            stamped_by_log: false,
             key: None,
             value: value.clone(),
             headers: Vec::new(),

@@ -157,6 +157,7 @@ mod tests {
         Record {
             offset,
             timestamp_ms,
+            stamped_by_log: false,
             key,
             value,
             headers,
@@ -177,6 +178,7 @@ mod tests {
         let record = Record {
             offset: 41,
             timestamp_ms: 5,
+            stamped_by_log: false,
             key: Some("key".into()),
             value: Some(vec![0xff, 0x00].into()),
             headers: vec![
@@ -220,6 +222,7 @@ mod tests {
         let record = Record {
             offset: 0,
             timestamp_ms: 0,
+            stamped_by_log: false,
             key: None,
             value: Some("x".into()),
             headers: Vec::new(),

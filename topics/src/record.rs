@@ -42,6 +42,8 @@ pub struct Record {
     pub offset: i64,
     /// When it was written, in milliseconds since 1970 UTC, by the producer's clock or the broker's as the topic says.
     pub timestamp_ms: i64,
+    /// Whether `timestamp_ms` is the time at which the log took the record, which its producer cannot choose.
+    pub stamped_by_log: bool,
     /// Its key.
     pub key: Option<Bytes>,
     /// Its value; none is a tombstone.

@@ -12,7 +12,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use rdkafka::{
-    ClientConfig, ClientContext, Message, Statistics, TopicPartitionList,
+    ClientConfig, ClientContext, Message, Statistics, Timestamp, TopicPartitionList,
     config::RDKafkaLogLevel,
     consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, Rebalance},
     error::KafkaError,
@@ -529,6 +529,8 @@ pub(super) fn record(message: &BorrowedMessage<'_>) -> Record {
     Record {
         offset: message.offset(),
         timestamp_ms: message.timestamp().to_millis().unwrap_or(0),
+        // The broker refuses a record whose producer says so itself.
+        stamped_by_log: matches!(message.timestamp(), Timestamp::LogAppendTime(_)),
         key: message.key().map(Bytes::copy_from_slice),
         value: message.payload().map(Bytes::copy_from_slice),
         headers: native::headers(message),

@@ -403,6 +403,8 @@ fn restore(offset: i64, (timestamp_ms, key, value, headers): StoredRecord<'_>) -
     Record {
         offset,
         timestamp_ms,
+        // Only the services write here, and they write the time now.
+        stamped_by_log: true,
         key: key.map(Bytes::copy_from_slice),
         value: value.map(Bytes::copy_from_slice),
         headers: headers.into_iter().map(header).collect(),
