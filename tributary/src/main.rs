@@ -4,6 +4,8 @@ mod cli;
 mod config;
 mod dead_letters;
 mod demo;
+mod file_watch;
+mod followed_file;
 mod health;
 mod http;
 mod logging;

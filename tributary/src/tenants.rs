@@ -11,7 +11,6 @@
 mod acls;
 mod change;
 mod command;
-mod file_watch;
 mod follow;
 mod set;
 mod store_policy;

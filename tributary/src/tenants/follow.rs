@@ -1,11 +1,6 @@
 //! The thin loop: looks for another set of tenants, and puts it in force or refuses it as a whole.
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use schemas::{ModelName, Policies, Record as _, TenantSet, Tenants};
@@ -14,21 +9,18 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep},
 };
 use tokio_util::sync::CancellationToken;
-use topics::{Error, Retention, TopicSpec, Topics, offload};
+use topics::{Error, Retention, TopicSpec, Topics};
 
-use super::{
-    change::Changes,
-    file_watch::{FileWatch, Next, Stamp},
-    set,
-};
+use super::{change::Changes, set};
 use crate::{
-    config::{self, Config, ModelSection, TenantsSource},
+    config::{Config, ModelSection, TenantsSource},
+    followed_file::FollowedFile,
     health::{Health, State},
     metric_names,
     pipeline::all_topics,
 };
 
-/// How often to look for another set. A file is taken when two looks in a row have seen the same.
+/// How often to look for another set.
 const LOOK: Duration = Duration::from_secs(1);
 /// What `/health` calls the wait for the first set.
 const NAME: &str = "tenants";
@@ -45,7 +37,7 @@ pub(crate) struct Follower {
 
 enum Source {
     Fixed,
-    File { path: PathBuf, watch: FileWatch },
+    File(FollowedFile),
     Topic { offset: i64, is_away: bool },
 }
 
@@ -64,12 +56,10 @@ impl Follower {
         let (tenants, source) = match config.tenants_source() {
             TenantsSource::Fixed => return Ok(Some(Self::fixed(config, topics))),
             TenantsSource::File(path) => {
-                let text = config::read("tenants file", path)?;
+                let (file, text) = FollowedFile::open("tenants file", path.clone())?;
                 let tenants = set::read(&text, &config.models)
                     .map_err(|refused| anyhow::anyhow!("tenants file `{}`, {refused}", path.display()))?;
-                let watch = FileWatch::new(text);
-                let path = path.clone();
-                (tenants, Source::File { path, watch })
+                (tenants, Source::File(file))
             }
             TenantsSource::Topic => {
                 let Some((tenants, offset)) = first_set(config, topics, health, shutdown).await? else {
@@ -142,8 +132,8 @@ impl Follower {
         let models = &self.config.models;
         match &mut self.source {
             Source::Fixed => None,
-            Source::File { path, watch } => {
-                let text = look_at_file(path, watch).await?;
+            Source::File(file) => {
+                let text = file.look().await?;
                 Some(set::read(&text, models).map_err(|refused| refused.to_string()))
             }
             Source::Topic { offset, is_away } => {
@@ -211,32 +201,8 @@ impl Follower {
     fn source_name(&self) -> String {
         match &self.source {
             Source::Fixed => "configuration".to_owned(),
-            Source::File { path, .. } => path.display().to_string(),
+            Source::File(file) => file.to_string(),
             Source::Topic { .. } => self.config.topics.names().policies().to_string(),
-        }
-    }
-}
-
-/// The content of the file, where it is new.
-async fn look_at_file(path: &Path, watch: &mut FileWatch) -> Option<String> {
-    let looked_at = path.to_path_buf();
-    let stamp = offload(move || std::fs::metadata(looked_at).map(|file| Stamp::of(&file))).await;
-    let read = match stamp {
-        Ok(stamp) if watch.look(&stamp) == Next::Wait => return None,
-        Ok(stamp) => {
-            let path = path.to_path_buf();
-            let text = offload(move || std::fs::read_to_string(path)).await;
-            text.map(|text| (stamp, text))
-        }
-        Err(error) => Err(error),
-    };
-    match read {
-        Ok((stamp, text)) => watch.read(stamp, text).map(str::to_owned),
-        Err(error) => {
-            if watch.fail() == Next::Complain {
-                tracing::error!(path = %path.display(), %error, "tenants file cannot be read: the tenants in force stay so");
-            }
-            None
         }
     }
 }

@@ -4,14 +4,14 @@ use std::{fs::Metadata, os::unix::fs::MetadataExt, time::SystemTime};
 
 /// What changes when a file is written, or another is moved to its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Stamp {
+pub(crate) struct Stamp {
     modified: Option<SystemTime>,
     size_bytes: u64,
     inode: u64,
 }
 
 impl Stamp {
-    pub(super) fn of(file: &Metadata) -> Self {
+    pub(crate) fn of(file: &Metadata) -> Self {
         Self {
             modified: file.modified().ok(),
             size_bytes: file.len(),
@@ -22,7 +22,7 @@ impl Stamp {
 
 /// What to do after a look.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Next {
+pub(crate) enum Next {
     /// Nothing happened.
     Wait,
     /// See what is in it.
@@ -33,7 +33,7 @@ pub(super) enum Next {
 
 /// A file as it was seen so far.
 #[derive(Debug)]
-pub(super) struct FileWatch {
+pub(crate) struct FileWatch {
     stamp: Option<Stamp>,
     text: String,
     /// Seen once: whoever writes it may not be done.
@@ -43,7 +43,7 @@ pub(super) struct FileWatch {
 
 impl FileWatch {
     /// A file whose content is known.
-    pub(super) fn new(text: String) -> Self {
+    pub(crate) fn new(text: String) -> Self {
         Self {
             stamp: None,
             text,
@@ -53,7 +53,7 @@ impl FileWatch {
     }
 
     /// Takes in a look at the file.
-    pub(super) fn look(&mut self, stamp: &Stamp) -> Next {
+    pub(crate) fn look(&mut self, stamp: &Stamp) -> Next {
         if self.stamp.as_ref() == Some(stamp) && self.unsettled.is_none() {
             Next::Wait
         } else {
@@ -62,7 +62,7 @@ impl FileWatch {
     }
 
     /// Takes in that the file could not be looked at, or not be read.
-    pub(super) fn fail(&mut self) -> Next {
+    pub(crate) fn fail(&mut self) -> Next {
         self.stamp = None;
         if std::mem::replace(&mut self.is_gone, true) {
             Next::Wait
@@ -72,7 +72,7 @@ impl FileWatch {
     }
 
     /// Takes in what was read after a look, and gives it back where it is new and stood there at two looks in a row.
-    pub(super) fn read(&mut self, stamp: Stamp, text: String) -> Option<&str> {
+    pub(crate) fn read(&mut self, stamp: Stamp, text: String) -> Option<&str> {
         self.stamp = Some(stamp);
         self.is_gone = false;
         if text == self.text {
