@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
-use ingest::{Decision, Received, decide};
+use ingest::{
+    Decision, Received, decide,
+    identity::{Config, Identity, Keys, Required},
+};
 use schemas::{
     AdmittedJobs, DecodeError, ModelName, ModelTerms, Outcomes, Policies, Record as _, Task, Tenant, TenantPolicy, TopicId, TopicName, TopicNames,
 };
@@ -45,8 +48,27 @@ pub fn record(value: &[u8], headers: Vec<Header>) -> Record {
     }
 }
 
+/// Where a token is demanded of everybody, or of nobody.
+pub fn identity(required: Required) -> Identity {
+    let config = Config {
+        required,
+        keys: None,
+        issuer: None,
+        audience: Some("tributary".to_owned()),
+        tenant_claim: "tenant".to_owned(),
+        leeway_s: 30,
+    };
+    let keys = Keys::read(include_str!("../../ingest/tests/keys/ed.pub.pem"));
+    Identity::new(&config, keys.expect("a public key"))
+}
+
 /// Decides on `record` as of each door, and holds what comes of it to its encoding.
 pub fn decide_on(record: &Record) {
+    decide_by(&identity(Required::Nowhere), record);
+}
+
+/// As [`decide_on`], where a token may be demanded.
+pub fn decide_by(identity: &Identity, record: &Record) {
     let policies = policies();
     for topic in [
         policies.topics.jobs(),
@@ -66,6 +88,7 @@ pub fn decide_on(record: &Record) {
                 record,
             },
             &policies,
+            identity,
             1_790_000_000_000,
         ) {
             Decision::Admit(job) => jobs_read_back(&AdmittedJobs(vec![job])),

@@ -1,4 +1,4 @@
-//! The decision on one record: a function of the record, the policies and the time.
+//! The decision on one record: a function of the record, the policies, who can prove who he is, and the time.
 
 use std::collections::BTreeMap;
 
@@ -10,10 +10,12 @@ use schemas::{
 };
 use topics::{Partition, Record};
 
+use crate::identity::{Bearer, Identity, Refusal};
+
 /// The labels of a job may have this many bytes together: they are copied into every row of the job.
 const LABELS_BYTES_MAX: usize = 8 * 1024;
-/// What an outcome repeats of a model's name that was not checked.
-const CLAIMED_MODEL_CHARS_MAX: usize = 100;
+/// What an outcome repeats of a name that was not checked.
+const CLAIMED_CHARS_MAX: usize = 100;
 
 /// A record and where it stood.
 #[derive(Debug, Clone, Copy)]
@@ -36,7 +38,7 @@ pub enum Decision {
 }
 
 /// Decides on one record as of `now_ms`, in milliseconds since 1970 UTC.
-pub fn decide(received: Received<'_>, policies: &Policies, now_ms: i64) -> Decision {
+pub fn decide(received: Received<'_>, policies: &Policies, identity: &Identity, now_ms: i64) -> Decision {
     let Some(value) = &received.record.value else {
         return Decision::DeadLetter("the record is a tombstone: it has a key but no value".to_owned());
     };
@@ -44,7 +46,7 @@ pub fn decide(received: Received<'_>, policies: &Policies, now_ms: i64) -> Decis
         Ok(job) => job,
         Err(error) => return Decision::DeadLetter(format!("the value is not a job: {error}")),
     };
-    let owner = owner(&job, received.source, policies);
+    let owner = owner(&job, received, policies, identity, now_ms);
     match owner.refusal.map_or_else(
         || check(&job, received.record, &owner.tenant, policies, now_ms),
         Err,
@@ -93,45 +95,76 @@ impl Owner {
     }
 }
 
-/// On a tenant's own topic the topic is the identity; on the shared one, the job's word is.
-fn owner(job: &Job<'_>, source: &Partition, policies: &Policies) -> Owner {
-    let claimed = job.tenant.as_deref();
-    match (policies.topics.door(&source.topic.name), claimed) {
-        (Some(Door::Tenant(tenant)), _) if !policies.tenants.contains_key(&tenant) => {
-            Owner::unclaimed(ReasonCode::UnknownTenant, not_configured(&tenant))
+/// Where a token is demanded, it is the identity, and the topic of a tenant must agree with it. Otherwise a tenant's own
+/// topic is, and on the shared one the job's word.
+fn owner(
+    job: &Job<'_>,
+    received: Received<'_>,
+    policies: &Policies,
+    identity: &Identity,
+    now_ms: i64,
+) -> Owner {
+    let topic = &received.source.topic.name;
+    let Some(door) = policies.topics.door(topic) else {
+        let message = format!("topic `{topic}` is not the topic of any possible tenant");
+        return Owner::unclaimed(ReasonCode::InvalidTenant, message);
+    };
+    let proven = match proven(&door, received.record, identity, now_ms) {
+        Ok(proven) => proven,
+        Err(refusal) => return Owner::unclaimed(refusal.code(), refusal.to_string()),
+    };
+    let is_proven = proven.is_some();
+    let tenant = match (door, proven) {
+        (Door::Tenant(tenant), Some(proven)) if proven != tenant => {
+            let message = format!("the job came through `{topic}` and its token is of tenant `{proven}`");
+            return Owner::unclaimed(ReasonCode::TenantMismatch, message);
         }
-        (Some(Door::Tenant(tenant)), Some(claimed)) if claimed != tenant.as_str() => {
-            let message = format!(
-                "the job came through `{}` and names tenant `{}`",
-                source.topic.name,
-                claimed
-                    .chars()
-                    .take(CLAIMED_MODEL_CHARS_MAX)
-                    .collect::<String>()
-                    .escape_default()
-            );
+        (Door::Tenant(tenant), _) | (Door::Shared, Some(tenant)) => tenant,
+        (Door::Shared, None) => return by_its_word(job.tenant.as_deref(), policies),
+    };
+    if !policies.tenants.contains_key(&tenant) {
+        return Owner::unclaimed(ReasonCode::UnknownTenant, not_configured(&tenant));
+    }
+    match &job.tenant {
+        Some(claimed) if *claimed != tenant.as_str() => {
+            let claimed: String = claimed.chars().take(CLAIMED_CHARS_MAX).collect();
+            let has = match is_proven {
+                true => format!("has a token of tenant `{tenant}`"),
+                false => format!("came through `{topic}`"),
+            };
+            let message = format!("the job {has} and names tenant `{}`", claimed.escape_default());
             Owner {
                 tenant,
                 refusal: Some(Reason::new(ReasonCode::TenantMismatch, message)),
             }
         }
-        (Some(Door::Tenant(tenant)), _) => Owner::known(tenant),
-        (Some(Door::Shared), Some(claimed)) => match Tenant::new(claimed) {
-            Ok(tenant) if policies.tenants.contains_key(&tenant) => Owner::known(tenant),
-            Ok(tenant) => Owner::unclaimed(ReasonCode::UnknownTenant, not_configured(&tenant)),
-            Err(invalid) => Owner::unclaimed(ReasonCode::InvalidTenant, invalid.to_string()),
-        },
-        (Some(Door::Shared), None) => Owner::unclaimed(
-            ReasonCode::UnknownTenant,
-            "the job names no tenant: set `tenant`, or produce to the tenant's own topic".to_owned(),
-        ),
-        (None, _) => Owner::unclaimed(
-            ReasonCode::InvalidTenant,
-            format!(
-                "topic `{}` is not the topic of any possible tenant",
-                source.topic.name
-            ),
-        ),
+        _ => Owner::known(tenant),
+    }
+}
+
+/// Whose token `record` has; none where none is demanded. A token must be good when the log took the record, so that a
+/// backlog does not outlive it. A producer's word for that time is not taken: without the log's it must be good now.
+fn proven(door: &Door, record: &Record, identity: &Identity, now_ms: i64) -> Result<Option<Tenant>, Refusal> {
+    if !identity.demands(door) {
+        return Ok(None);
+    }
+    let as_of_ms = if record.stamped_by_log {
+        record.timestamp_ms
+    } else {
+        now_ms
+    };
+    identity.prove(&Bearer::of(record)?, as_of_ms).map(Some)
+}
+
+fn by_its_word(claimed: Option<&str>, policies: &Policies) -> Owner {
+    let Some(claimed) = claimed else {
+        let message = "the job names no tenant: set `tenant`, or produce to the tenant's own topic";
+        return Owner::unclaimed(ReasonCode::UnknownTenant, message.to_owned());
+    };
+    match Tenant::new(claimed) {
+        Ok(tenant) if policies.tenants.contains_key(&tenant) => Owner::known(tenant),
+        Ok(tenant) => Owner::unclaimed(ReasonCode::UnknownTenant, not_configured(&tenant)),
+        Err(invalid) => Owner::unclaimed(ReasonCode::InvalidTenant, invalid.to_string()),
     }
 }
 
@@ -299,7 +332,7 @@ fn rejected(
             .model
             .chars()
             .filter(|c| !c.is_control())
-            .take(CLAIMED_MODEL_CHARS_MAX)
+            .take(CLAIMED_CHARS_MAX)
             .collect(),
         engine: None,
         price_per_device_second: Decimal::ZERO,
@@ -426,7 +459,12 @@ mod tests {
 
     fn decide_under(policies: &Policies, topic: &str, record: &Record) -> Decision {
         let source = &source(topic);
-        decide(Received { source, record }, policies, NOW_MS)
+        decide(
+            Received { source, record },
+            policies,
+            &Identity::nowhere(),
+            NOW_MS,
+        )
     }
 
     fn rejection(topic: &str, value: &str) -> (String, ReasonCode, String) {

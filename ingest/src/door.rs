@@ -1,14 +1,18 @@
 //! The HTTP door: lines of jobs in, an answer a line out.
 
 use bytes::Bytes;
-use schemas::{Job, TopicName};
+use schemas::{Door, Job, TopicName};
 use serde::Serialize;
 use topics::{Append, Appender, Error};
 
-use crate::metric_names;
+use crate::{
+    identity::{Bearer, Identity, Refusal},
+    metric_names,
+};
 
 /// Puts jobs that came over HTTP on the shared topic. It looks at a job's shape only, so that its sender learns of a
 /// broken line at once; whether the job may run is decided where all jobs are, behind the topic.
+/// The token of a request goes with each of its jobs, and is looked at there again.
 pub struct HttpDoor {
     appender: Box<dyn Appender>,
     topic: TopicName,
@@ -38,6 +42,30 @@ pub enum Answer {
     },
 }
 
+/// The token of a request with these headers `authorization`; none where none is demanded. What is not demanded stays
+/// off the topic.
+///
+/// # Errors
+/// Why the request is refused as a whole.
+pub fn bearer_of_request<'a>(
+    authorization: impl Iterator<Item = &'a [u8]>,
+    identity: &Identity,
+    now_ms: i64,
+) -> Result<Option<Bearer>, Refusal> {
+    if !identity.demands(&Door::Shared) {
+        return Ok(None);
+    }
+    let proven = Bearer::among(authorization).and_then(|bearer| {
+        identity.prove(&bearer, now_ms)?;
+        Ok(Some(bearer))
+    });
+    if let Err(refusal) = &proven {
+        let code = refusal.code().as_str();
+        metrics::counter!(metric_names::HTTP_REFUSED, "reason_code" => code).increment(1);
+    }
+    proven
+}
+
 impl HttpDoor {
     /// A door to `topic`.
     pub fn new(appender: Box<dyn Appender>, topic: TopicName) -> Self {
@@ -45,14 +73,14 @@ impl HttpDoor {
     }
 
     /// Takes the jobs in `body`, one a line; empty lines are passed over. The answers are in the order of the lines.
-    pub async fn accept(&self, body: &Bytes, now_ms: i64) -> Vec<Answer> {
+    pub async fn accept(&self, body: &Bytes, bearer: Option<&Bearer>, now_ms: i64) -> Vec<Answer> {
         let (mut answers, mut lines, mut appends) = (Vec::new(), Vec::new(), Vec::new());
         for (line, range) in lines_of(body) {
             let value = body.slice(range);
             match Job::decode(&value) {
                 Ok(_) => {
                     lines.push(line);
-                    appends.push(self.append_of(value, now_ms));
+                    appends.push(self.append_of(value, bearer, now_ms));
                 }
                 Err(error) => answers.push(Answer::Refused {
                     line,
@@ -74,14 +102,14 @@ impl HttpDoor {
         answers
     }
 
-    fn append_of(&self, value: Bytes, now_ms: i64) -> Append {
+    fn append_of(&self, value: Bytes, bearer: Option<&Bearer>, now_ms: i64) -> Append {
         Append {
             topic: self.topic.clone(),
             partition: None,
             timestamp_ms: now_ms,
             key: None,
             value: Some(value),
-            headers: Vec::new(),
+            headers: bearer.map(Bearer::header).into_iter().collect(),
         }
     }
 }
@@ -139,17 +167,48 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test]
-    async fn each_line_is_answered_in_order_and_a_broken_one_stops_no_other() {
+    async fn open() -> (Arc<dyn Topics>, HttpDoor) {
         let topics: Arc<dyn Topics> = Arc::new(LocalTopics::in_memory());
         let topic = TopicName::new("jobs").unwrap();
         let spec = TopicSpec::new(topic.clone(), 1);
         topics.ensure(&[spec]).await.unwrap();
         let door = HttpDoor::new(topics.appender().await.unwrap(), topic);
+        (topics, door)
+    }
+
+    #[tokio::test]
+    async fn the_token_of_a_request_goes_with_each_of_its_jobs() {
+        let (topics, door) = open().await;
+        let body =
+            Bytes::from_static(b"{\"model\":\"m\",\"input\":\"a\"}\n{\"model\":\"m\",\"input\":\"b\"}");
+        let bearer = Bearer::new("header.claims.signature\n").unwrap();
+        assert!(
+            door.accept(&body, Some(&bearer), 0)
+                .await
+                .iter()
+                .all(Answer::is_accepted)
+        );
+        let last = topics
+            .last(&TopicName::new("jobs").unwrap())
+            .await
+            .unwrap()
+            .unwrap();
+        assert_eq!((last.offset, Bearer::of(&last)), (1, Ok(bearer)));
+    }
+
+    #[test]
+    fn what_is_not_demanded_of_a_request_stays_off_the_topic() {
+        let basic = || [&b"Basic dXNlcjpwYXNzd29yZA=="[..]].into_iter();
+        assert_eq!(bearer_of_request(basic(), &Identity::nowhere(), 0), Ok(None));
+    }
+
+    #[tokio::test]
+    async fn each_line_is_answered_in_order_and_a_broken_one_stops_no_other() {
+        let (_, door) = open().await;
         let body = Bytes::from_static(
             b"{\"id\":\"1\",\"model\":\"m\",\"input\":\"a\"}\r\n\n{\"id\":\n{\"id\":\"2\",\"model\":\"m\",\"input\":\"b\"}",
         );
-        let answers = door.accept(&body, 0).await;
+        let answers = door.accept(&body, None, 0).await;
         let accepted = |line, offset| Answer::Accepted {
             line,
             topic: "jobs".to_owned(),

@@ -16,7 +16,11 @@ use topics::{
     Topics, dead_letter,
 };
 
-use crate::{Decision, Received, decide, metric_names};
+use crate::{
+    Decision, Received, decide,
+    identity::{Identity, without_token},
+    metric_names,
+};
 
 /// A record may be copied into the dead letters whole, so that topic takes the largest that a broker is set to take.
 const DEAD_LETTER_BYTES_MAX: u32 = 64 << 20;
@@ -42,16 +46,23 @@ pub struct Service {
     config: Config,
     topics: Arc<dyn Topics>,
     policies: watch::Receiver<Arc<Policies>>,
+    identity: watch::Receiver<Arc<Identity>>,
 }
 
 impl Service {
-    /// Decides on the jobs in `topics`, on each chunk of them by the `policies` of that moment. Whoever sends others has
-    /// made [their topics](Service::topic_specs) before.
-    pub fn new(config: Config, topics: Arc<dyn Topics>, policies: watch::Receiver<Arc<Policies>>) -> Self {
+    /// Decides on the jobs in `topics`, on each chunk of them by the `policies` and the `identity` of that moment. Whoever
+    /// sends other policies has made [their topics](Service::topic_specs) before.
+    pub fn new(
+        config: Config,
+        topics: Arc<dyn Topics>,
+        policies: watch::Receiver<Arc<Policies>>,
+        identity: watch::Receiver<Arc<Identity>>,
+    ) -> Self {
         Self {
             config,
             topics,
             policies,
+            identity,
         }
     }
 
@@ -143,7 +154,8 @@ impl Service {
                         gathered.forget(&partitions);
                     }
                     Event::Records(chunk) => {
-                        gathered.add(Self::decide_chunk(&in_force, &chunk), &chunk);
+                        let identity = Arc::clone(&self.identity.borrow());
+                        gathered.add(Self::decide_chunk(&in_force, &identity, &chunk), &chunk);
                         if gathered.is_full(&self.config) && commits.is_idle() {
                             commit_began = Instant::now();
                             commits.start(gathered.take());
@@ -163,7 +175,7 @@ impl Service {
         reader.close().await
     }
 
-    fn decide_chunk(policies: &Policies, chunk: &Chunk) -> Vec<Append> {
+    fn decide_chunk(policies: &Policies, identity: &Identity, chunk: &Chunk) -> Vec<Append> {
         let now_ms = chrono::Utc::now().timestamp_millis();
         let source = &chunk.partition;
         let mut tally = Tally::default();
@@ -171,7 +183,7 @@ impl Service {
         let mut admitted: BTreeMap<(TopicName, i32), Vec<AdmittedJob>> = BTreeMap::new();
         let mut rejected: BTreeMap<(TopicName, i32), Vec<Outcome<'static>>> = BTreeMap::new();
         for record in &chunk.records {
-            let decision = decide(Received { source, record }, policies, now_ms);
+            let decision = decide(Received { source, record }, policies, identity, now_ms);
             tally.add(&decision);
             match decision {
                 Decision::Admit(job) => {
@@ -189,7 +201,8 @@ impl Service {
                 Decision::DeadLetter(reason) => {
                     tracing::warn!(%source, offset = record.offset, reason, "record is no job");
                     let topic = policies.topics.dead_letters();
-                    appends.push(dead_letter(source, record, &reason, topic, now_ms));
+                    let record = without_token(record);
+                    appends.push(dead_letter(source, &record, &reason, topic, now_ms));
                 }
             }
         }
@@ -345,6 +358,39 @@ mod tests {
     }
 
     #[test]
+    fn a_dead_letter_keeps_every_header_but_the_token() {
+        let topic = TopicRef {
+            name: TopicName::new("jobs").unwrap(),
+            id: TopicId::from_bytes([7; 16]),
+        };
+        let headers = ["authorization", "traceparent", "Authorization", "AUTHORIZATION"];
+        let record = Record {
+            offset: 0,
+            timestamp_ms: 0,
+            stamped_by_log: false,
+            key: None,
+            value: Some("no job".into()),
+            headers: headers.map(|name| Header::text(name, "Bearer secret")).into(),
+        };
+        let chunk = Chunk {
+            partition: Partition {
+                topic: Arc::new(topic),
+                index: 0,
+            },
+            assignment: Assignment(0),
+            records: vec![record],
+        };
+        let appends = Service::decide_chunk(&policies(), &Identity::nowhere(), &chunk);
+        let kept: Vec<&str> = appends[0]
+            .headers
+            .iter()
+            .filter(|header| header.value.as_deref() == Some(b"Bearer secret"))
+            .map(|header| header.name.as_str())
+            .collect();
+        assert_eq!(kept, ["traceparent"]);
+    }
+
+    #[test]
     fn whatever_time_a_producer_claims_what_becomes_of_its_record_is_stamped_with_now() {
         let topic = TopicRef {
             name: TopicName::new("jobs").unwrap(),
@@ -376,7 +422,7 @@ mod tests {
             records: records.collect(),
         };
         let began_ms = chrono::Utc::now().timestamp_millis();
-        let appends = Service::decide_chunk(&policies(), &chunk);
+        let appends = Service::decide_chunk(&policies(), &Identity::nowhere(), &chunk);
         let ended_ms = chrono::Utc::now().timestamp_millis();
         assert_eq!(appends.len(), 4, "jobs share a record, and so do rejections");
         for append in appends {

@@ -241,8 +241,14 @@ pub enum ReasonCode {
     InvalidTenant,
     /// No such tenant is configured.
     UnknownTenant,
-    /// The job came through one tenant's topic and names another.
+    /// The job names another tenant than the topic that it came through, or its token.
     TenantMismatch,
+    /// A token is demanded, and there is none.
+    TokenMissing,
+    /// The token proves nothing.
+    TokenInvalid,
+    /// The token was good once.
+    TokenExpired,
     /// The job's id is empty, too long or has control characters.
     InvalidJobId,
     /// No such model is configured.
@@ -274,6 +280,9 @@ impl ReasonCode {
             Self::InvalidTenant => "invalid_tenant",
             Self::UnknownTenant => "unknown_tenant",
             Self::TenantMismatch => "tenant_mismatch",
+            Self::TokenMissing => "token_missing",
+            Self::TokenInvalid => "token_invalid",
+            Self::TokenExpired => "token_expired",
             Self::InvalidJobId => "invalid_job_id",
             Self::UnknownModel => "unknown_model",
             Self::ModelNotAllowed => "model_not_allowed",
@@ -421,6 +430,9 @@ mod tests {
             InvalidTenant,
             UnknownTenant,
             TenantMismatch,
+            TokenMissing,
+            TokenInvalid,
+            TokenExpired,
             InvalidJobId,
             UnknownModel,
             ModelNotAllowed,

@@ -83,6 +83,9 @@ pub(crate) struct SubmitArgs {
     /// Where a running `up` or `ingest` listens; left out: Kafka where topics.kind says so, otherwise http.listen
     #[arg(long, value_name = "URL")]
     pub(crate) to: Option<String>,
+    /// A file with the token to send along, where one is demanded: one JWT, and nothing else
+    #[arg(long, value_name = "FILE")]
+    pub(crate) token: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -39,6 +39,7 @@ pub(crate) struct Config {
     pub(crate) models: BTreeMap<ModelName, ModelSection>,
     #[serde(default)]
     pub(crate) tenants: Tenants,
+    pub(crate) identity: ingest::identity::Config,
     pub(crate) ingest: ingest::Config,
     pub(crate) processor: ProcessorSection,
     pub(crate) sink: sink::Config,
@@ -258,6 +259,9 @@ impl Config {
                     "models.{name}.price_per_device_second is {price}: it must not be negative, and have at most {PRICE_DECIMALS_MAX} decimals"
                 );
             }
+        }
+        if let Err(mistake) = self.identity.check() {
+            bail!("{mistake}");
         }
         if let Err(mistake) = tenants::check(&self.tenants, &self.models) {
             bail!("{mistake}");

@@ -5,6 +5,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 use anyhow::Context;
 use bytes::Bytes;
 use indicatif::{ProgressBar, ProgressStyle};
+use ingest::identity::Identity;
 use schemas::Policies;
 use tokio::{sync::watch, task::JoinSet, time::interval};
 use tokio_util::sync::CancellationToken;
@@ -14,7 +15,7 @@ use crate::{
     cli::{DemoArgs, print},
     config::{Config, Delivery, TopicsKind},
     health::Health,
-    pipeline::{Stage, job_topics, open_topics, run_stage},
+    pipeline::{InForce, Stage, job_topics, open_topics, run_stage},
     shutdown,
 };
 
@@ -59,17 +60,21 @@ pub(crate) async fn run(mut config: Config, args: DemoArgs) -> anyhow::Result<()
     let submitted = submit(topics.as_ref(), &policies, &jobs, began_at_ms).await?;
 
     let mut services = JoinSet::new();
-    let (_fixed, in_force) = watch::channel(Arc::new(policies.clone()));
+    // Its own jobs have no token, whatever is configured.
+    let in_force = InForce {
+        policies: watch::Sender::new(Arc::new(policies.clone())).subscribe(),
+        identity: watch::Sender::new(Arc::new(Identity::nowhere())).subscribe(),
+    };
     let config = Arc::new(config);
     for stage in [Stage::Ingest, Stage::Processor, Stage::Sink] {
         let (config, topics, shutdown) = (Arc::clone(&config), Arc::clone(&topics), shutdown.clone());
-        let policies = in_force.clone();
+        let in_force = in_force.clone();
         services.spawn(async move {
             run_stage(
                 stage,
                 &config,
                 topics,
-                policies,
+                in_force,
                 None,
                 &Health::default(),
                 &shutdown,

@@ -7,14 +7,22 @@ use axum::{
     Json, Router,
     body::Body,
     extract::{DefaultBodyLimit, State},
-    http::{StatusCode, header},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
 use bytes::Bytes;
-use ingest::{Answer, HttpDoor};
+use ingest::{
+    Answer, HttpDoor, bearer_of_request,
+    identity::{Identity, Refusal},
+};
 use metrics_exporter_prometheus::PrometheusHandle;
-use tokio::{net::TcpListener, sync::SetOnce, time::timeout};
+use serde_json::json;
+use tokio::{
+    net::TcpListener,
+    sync::{SetOnce, watch},
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{config::HttpSection, health::Health};
@@ -29,6 +37,8 @@ pub(crate) struct Served {
     pub(crate) metrics: PrometheusHandle,
     /// Where jobs come in; none in a process without ingest.
     pub(crate) door: Option<Door>,
+    /// Whether a token is demanded there, and whose are good.
+    pub(crate) identity: watch::Receiver<Arc<Identity>>,
 }
 
 /// The door for jobs, which ingest opens once it reaches its topics.
@@ -76,16 +86,27 @@ async fn health(State(served): State<Served>) -> Response {
 }
 
 /// Takes jobs, a JSON object a line, and answers each line: 202 where all were accepted, 207 where some were, 400 where
-/// none was.
-async fn jobs(State(served): State<Served>, body: Bytes) -> Response {
+/// none was. All of a request is refused with 401 or 403 where a token is demanded and its own is not good.
+async fn jobs(State(served): State<Served>, headers: HeaderMap, body: Bytes) -> Response {
     let Some(door) = &served.door else {
         return (StatusCode::NOT_FOUND, "jobs are taken where ingest runs\n").into_response();
+    };
+    let now_ms = chrono::Utc::now().timestamp_millis();
+    let authorization = headers.get_all(header::AUTHORIZATION).into_iter();
+    let bearer = bearer_of_request(
+        authorization.map(HeaderValue::as_bytes),
+        &served.identity.borrow(),
+        now_ms,
+    );
+    let bearer = match bearer {
+        Ok(bearer) => bearer,
+        Err(refusal) => return refused(&refusal),
     };
     let Ok(door) = timeout(DOOR_LIMIT, door.wait()).await else {
         let waits = "ingest does not reach its topics yet, see /health: try again\n";
         return (StatusCode::SERVICE_UNAVAILABLE, waits).into_response();
     };
-    let answers = door.accept(&body, chrono::Utc::now().timestamp_millis()).await;
+    let answers = door.accept(&body, bearer.as_ref(), now_ms).await;
     let accepted = answers.iter().filter(|answer| answer.is_accepted()).count();
     let status = match accepted {
         0 => StatusCode::BAD_REQUEST,
@@ -98,6 +119,26 @@ async fn jobs(State(served): State<Served>, body: Bytes) -> Response {
         Body::from(lines(&answers)),
     )
         .into_response()
+}
+
+/// A problem of RFC 9457, and the challenge of RFC 6750.
+fn refused(refusal: &Refusal) -> Response {
+    let (status, challenge) = match refusal {
+        Refusal::Missing => (StatusCode::UNAUTHORIZED, "Bearer"),
+        Refusal::Tenant(_) => (StatusCode::FORBIDDEN, "Bearer error=\"insufficient_scope\""),
+        _ => (StatusCode::UNAUTHORIZED, "Bearer error=\"invalid_token\""),
+    };
+    let problem = json!({
+        "title": status.canonical_reason(),
+        "status": status.as_u16(),
+        "reason_code": refusal.code(),
+        "detail": refusal.to_string(),
+    });
+    let headers = [
+        (header::CONTENT_TYPE, "application/problem+json"),
+        (header::WWW_AUTHENTICATE, challenge),
+    ];
+    (status, headers, Body::from(format!("{problem}\n"))).into_response()
 }
 
 fn lines(answers: &[Answer]) -> String {

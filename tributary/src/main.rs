@@ -8,6 +8,7 @@ mod file_watch;
 mod followed_file;
 mod health;
 mod http;
+mod identity;
 mod logging;
 mod metric_names;
 mod pipeline;

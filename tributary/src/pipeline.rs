@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use ingest::HttpDoor;
+use ingest::{HttpDoor, identity::Identity};
 use metrics_exporter_prometheus::PrometheusBuilder;
 use schemas::{ModelName, Policies};
 use tokio::{sync::watch, task::JoinSet};
@@ -16,7 +16,7 @@ use topics::{TopicSpec, Topics, local::LocalTopics};
 use crate::{
     config::{Config, Delivery, TenantsSource, TopicsKind},
     health::{Health, State},
-    http, shutdown,
+    http, identity, shutdown,
     supervise::keep_running,
     tenants::Follower,
 };
@@ -48,12 +48,17 @@ pub(crate) async fn serve(config: Config, stages: &[Stage]) -> anyhow::Result<()
     for stage in stages {
         health.set(stage.name(), State::Starting);
     }
+    let keys = match stages.contains(&Stage::Ingest) {
+        true => identity::Follower::open(&config.identity)?,
+        false => identity::Follower::nowhere(),
+    };
     let topics = open_topics(&config, Delivery::Transactional)?;
     let door = stages.contains(&Stage::Ingest).then(http::Door::default);
     let served = http::Served {
         health: health.clone(),
         metrics,
         door: door.clone(),
+        identity: keys.identity(),
     };
     let body_bytes_max = config.http.body_bytes_max;
     tracing::info!(%address, ?stages, lake = config.sink.url, "started");
@@ -69,15 +74,20 @@ pub(crate) async fn serve(config: Config, stages: &[Stage]) -> anyhow::Result<()
     let Some(follower) = follower else {
         return Ok(());
     };
+    let in_force = InForce {
+        policies: follower.policies(),
+        identity: keys.identity(),
+    };
     for stage in stages {
         let (config, topics, health) = (Arc::clone(&config), Arc::clone(&topics), health.clone());
-        let (stage, policies) = (*stage, follower.policies());
+        let (stage, in_force) = (*stage, in_force.clone());
         let (door, shutdown) = (door.clone(), shutdown.clone());
         running.spawn(
-            async move { run_stage(stage, &config, topics, policies, door, &health, &shutdown).await },
+            async move { run_stage(stage, &config, topics, in_force, door, &health, &shutdown).await },
         );
     }
     running.spawn(follower.run(shutdown.clone()));
+    running.spawn(keys.run(shutdown.clone()));
     let mut first_error = Ok(());
     while let Some(ended) = running.join_next().await {
         let result = ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
@@ -89,16 +99,24 @@ pub(crate) async fn serve(config: Config, stages: &[Stage]) -> anyhow::Result<()
     first_error
 }
 
-/// Runs one service until `shutdown`, by the `policies` of the moment. Ingest opens `door`.
+/// What decisions are made from, now and from now on.
+#[derive(Clone)]
+pub(crate) struct InForce {
+    pub(crate) policies: watch::Receiver<Arc<Policies>>,
+    pub(crate) identity: watch::Receiver<Arc<Identity>>,
+}
+
+/// Runs one service until `shutdown`, by what is `in_force` at the moment. Ingest opens `door`.
 pub(crate) async fn run_stage(
     stage: Stage,
     config: &Config,
     topics: Arc<dyn Topics>,
-    policies: watch::Receiver<Arc<Policies>>,
+    in_force: InForce,
     door: Option<http::Door>,
     health: &Health,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<()> {
+    let InForce { policies, identity } = in_force;
     let name = stage.name();
     let ready = {
         let health = health.clone();
@@ -106,7 +124,13 @@ pub(crate) async fn run_stage(
     };
     match stage {
         Stage::Ingest => {
-            let service = ingest::Service::new(config.ingest.clone(), Arc::clone(&topics), policies.clone());
+            let (topics_of_ingest, policies_of_ingest) = (Arc::clone(&topics), policies.clone());
+            let service = ingest::Service::new(
+                config.ingest.clone(),
+                topics_of_ingest,
+                policies_of_ingest,
+                identity,
+            );
             let service = Arc::new(service);
             keep_running(name, health, shutdown, || {
                 let (topics, service, ready) = (Arc::clone(&topics), Arc::clone(&service), ready.clone());

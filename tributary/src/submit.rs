@@ -8,12 +8,12 @@ use std::{
 use anyhow::{Context, bail};
 use bytes::Bytes;
 use indicatif::{ProgressBar, ProgressStyle};
-use ingest::{Answer, HttpDoor};
+use ingest::{Answer, HttpDoor, identity::Bearer};
 use serde::Deserialize;
 
 use crate::{
     cli::{SubmitArgs, print},
-    config::{Config, Delivery, TopicsKind},
+    config::{self, Config, Delivery, TopicsKind},
     pipeline::{job_topics, open_topics},
 };
 
@@ -25,6 +25,7 @@ const REFUSED_SHOWN_MAX: usize = 10;
 /// Sends the jobs, and says what became of them.
 pub(crate) async fn run(config: &Config, args: SubmitArgs) -> anyhow::Result<()> {
     let (reader, bytes) = open(&args.jobs)?;
+    let bearer = args.token.as_deref().map(read_token).transpose()?;
     let target = match (&args.to, config.topics.kind) {
         (Some(url), _) => Target::Http(url.clone()),
         (None, TopicsKind::Local) => Target::Http(format!("http://{}", config.http.listen)),
@@ -45,7 +46,7 @@ pub(crate) async fn run(config: &Config, args: SubmitArgs) -> anyhow::Result<()>
     };
     while let Some(part) = next_part(&mut reader)? {
         let length = part.bytes.len() as u64;
-        let answers = target.send(part.bytes).await.with_context(|| {
+        let answers = target.send(part.bytes, bearer.clone()).await.with_context(|| {
             format!(
                 "after {} accepted jobs, from line {} on nothing is known to be sent",
                 sent.accepted, part.first_line
@@ -64,14 +65,15 @@ enum Target {
 }
 
 impl Target {
-    async fn send(&self, part: Bytes) -> anyhow::Result<Vec<LineAnswer>> {
+    async fn send(&self, part: Bytes, bearer: Option<Bearer>) -> anyhow::Result<Vec<LineAnswer>> {
         match self {
             Self::Http(url) => {
                 let url = format!("{}/v1/jobs", url.trim_end_matches('/'));
-                tokio::task::spawn_blocking(move || post(&url, &part)).await?
+                tokio::task::spawn_blocking(move || post(&url, &part, bearer.as_ref())).await?
             }
             Self::Topics(door) => {
-                let answers = door.accept(&part, chrono::Utc::now().timestamp_millis()).await;
+                let now_ms = chrono::Utc::now().timestamp_millis();
+                let answers = door.accept(&part, bearer.as_ref(), now_ms).await;
                 Ok(answers.into_iter().map(LineAnswer::from).collect())
             }
         }
@@ -98,14 +100,26 @@ impl From<Answer> for LineAnswer {
     }
 }
 
-fn post(url: &str, part: &Bytes) -> anyhow::Result<Vec<LineAnswer>> {
+fn read_token(path: &Path) -> anyhow::Result<Bearer> {
+    let token = config::read("token file", path)?;
+    Bearer::new(&token).with_context(|| {
+        format!(
+            "token file `{}` is not one token and nothing else",
+            path.display()
+        )
+    })
+}
+
+fn post(url: &str, part: &Bytes, bearer: Option<&Bearer>) -> anyhow::Result<Vec<LineAnswer>> {
     let agent: ureq::Agent = ureq::Agent::config_builder()
         .http_status_as_error(false)
         .build()
         .into();
-    let mut response = agent
-        .post(url)
-        .content_type("application/x-ndjson")
+    let mut request = agent.post(url).content_type("application/x-ndjson");
+    if let Some(bearer) = bearer {
+        request = request.header("authorization", bearer.header_value());
+    }
+    let mut response = request
         .send(&part[..])
         .with_context(|| format!("no answer from {url}: is `tributary up` running there?"))?;
     let (status, body) = (response.status(), response.body_mut().read_to_string()?);

@@ -2,10 +2,14 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use ingest::identity::Identity;
 use processor::model::{DeviceChoice, load};
 use schemas::Pool;
 use sink::Store;
-use tokio::task::{JoinError, JoinSet};
+use tokio::{
+    sync::watch,
+    task::{JoinError, JoinSet},
+};
 
 use super::{
     Scene, minilm,
@@ -121,7 +125,8 @@ async fn serve(scene: Arc<Scene>, stage: &'static str, instance: Arc<Instance>) 
                 commit_records_max: 7,
                 commit_bytes_max: 1 << 20,
             };
-            let service = ingest::Service::new(config, topics, scene.in_force.subscribe());
+            let no_token = watch::Sender::new(Arc::new(Identity::nowhere())).subscribe();
+            let service = ingest::Service::new(config, topics, scene.in_force.subscribe(), no_token);
             service
                 .run(shutdown, &|| {})
                 .await

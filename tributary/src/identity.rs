@@ -1,0 +1,92 @@
+//! The keys that tokens are checked with, followed while services run.
+
+use std::{sync::Arc, time::Duration};
+
+use ingest::identity::{Config, Identity, Keys};
+use tokio::{
+    sync::watch,
+    time::{MissedTickBehavior, interval},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{followed_file::FollowedFile, metric_names};
+
+/// How often to look at the file. A key that is taken out of it is good for about twice this.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Keeps the keys in force those of the file.
+pub(crate) struct Follower {
+    /// None where no token is demanded.
+    followed: Option<(Config, FollowedFile)>,
+    in_force: watch::Sender<Arc<Identity>>,
+}
+
+impl Follower {
+    /// Reads the keys, where a token is demanded.
+    ///
+    /// # Errors
+    /// Where the file cannot be read or holds no keys.
+    pub(crate) fn open(config: &Config) -> anyhow::Result<Self> {
+        let Some(path) = config.check().map_err(anyhow::Error::msg)? else {
+            return Ok(Self::nowhere());
+        };
+        let (file, text) = FollowedFile::open("key file of identity.keys", path.clone())?;
+        let keys = Keys::read(&text)
+            .map_err(|problem| anyhow::anyhow!("key file `{file}` of identity.keys: {problem}"))?;
+        let identity = Identity::new(config, keys);
+        Ok(Self {
+            followed: Some((config.clone(), file)),
+            in_force: watch::Sender::new(Arc::new(identity)),
+        })
+    }
+
+    /// No token is demanded.
+    pub(crate) fn nowhere() -> Self {
+        Self {
+            followed: None,
+            in_force: watch::Sender::new(Arc::new(Identity::nowhere())),
+        }
+    }
+
+    /// Who can prove who he is, now and from now on.
+    pub(crate) fn identity(&self) -> watch::Receiver<Arc<Identity>> {
+        self.in_force.subscribe()
+    }
+
+    /// Looks again and again until `shutdown`.
+    pub(crate) async fn run(mut self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        let mut looks = interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let look = async {
+            loop {
+                looks.tick().await;
+                self.look().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => Ok(()),
+            () = look => unreachable!("it looks for ever"),
+        }
+    }
+
+    async fn look(&mut self) {
+        let Some((config, file)) = &mut self.followed else {
+            return;
+        };
+        let Some(text) = file.look().await else { return };
+        let result = match Keys::read(&text) {
+            Ok(keys) => {
+                tracing::info!(source = %file, keys = keys.count(), "keys changed");
+                let identity = Identity::new(config, keys);
+                self.in_force.send_replace(Arc::new(identity));
+                "taken"
+            }
+            Err(problem) => {
+                tracing::error!(source = %file, %problem, "keys refused as a whole: those in force stay so");
+                "refused"
+            }
+        };
+        metrics::counter!(metric_names::KEY_SETS, "result" => result).increment(1);
+    }
+}
