@@ -304,13 +304,18 @@ fn jobs_submitted_over_http_survive_a_kill_and_each_ends_once() {
 
 /// The value of a metric of a running `up`, 0 where it was never counted.
 fn metric(up: &Up, name: &str) -> u64 {
+    let text = metrics(up);
+    let value = text.lines().find_map(|line| line.strip_prefix(name));
+    value.map_or(0, |value| value.trim().parse().unwrap())
+}
+
+fn metrics(up: &Up) -> String {
     let address = up.url.trim_start_matches("http://");
     let mut stream = std::net::TcpStream::connect(address).unwrap();
     stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
     let mut text = String::new();
     stream.read_to_string(&mut text).unwrap();
-    let value = text.lines().find_map(|line| line.strip_prefix(name));
-    value.map_or(0, |value| value.trim().parse().unwrap())
+    text
 }
 
 #[test]
@@ -389,6 +394,105 @@ fn tenants_come_and_go_while_jobs_flow_and_a_broken_file_changes_nothing() {
     });
     up.end("-TERM");
     assert!(verify(&folder.path().join("lake")).contains(&outcomes));
+}
+
+/// A public key and tokens that its owner signed for acme, with the audience `tributary`: one that is good until 2099, and
+/// one that was until 1970.
+const KEY: &str = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEAFtMXL23lvc49+fFfFyEYx/g03IgJpbf7uCp5wa/J8y4=\n-----END PUBLIC KEY-----\n";
+const STRANGERS_KEY: &str = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEAHIv/qFzgqfEBOHDn9BEF6HTuqPsy3MC9giAq6nIQEpQ=\n-----END PUBLIC KEY-----\n";
+const TOKEN: &str = "eyJ0eXAiOiJKV1QiLCJhbGciOiJFZERTQSIsImtpZCI6ImVkLTEifQ.eyJhdWQiOiJ0cmlidXRhcnkiLCJleHAiOjQwNzA5MDg4MDAsInRlbmFudCI6ImFjbWUifQ.p3Gq0P7qC1WFoe49WwXgDnGQUoqduRxfMlkmmdqcWp4HdAPJzj7wV4EZvhAYDVRWpPxfm7Q-EP3AATsPOLhFAw";
+const EXPIRED_TOKEN: &str = "eyJ0eXAiOiJKV1QiLCJhbGciOiJFZERTQSIsImtpZCI6ImVkLTEifQ.eyJhdWQiOiJ0cmlidXRhcnkiLCJleHAiOjEsInRlbmFudCI6ImFjbWUifQ.xhjhEzg5QMA2NYRjEtIgQlgcZMXhDxMyf2VVuFBEAzRdpk7dP6Fev65vRzauZxAtQ8DYPANsYYNdMxo9yW9ZDw";
+
+#[test]
+fn where_a_token_is_demanded_only_its_tenant_is_served_and_nothing_repeats_it() {
+    const JOBS: usize = 20;
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let jobs = folder.path().join("jobs.jsonl");
+    write_jobs(&jobs, JOBS);
+    let of_globex = r#"{"id":"g","tenant":"globex","model":"minilm","input":"x"}"#;
+    let broken = file("broken.jsonl", "{oops\n");
+    let [jobs, of_globex] = [jobs.display().to_string(), file("globex.jsonl", of_globex)];
+    let [good, expired] = [file("good", TOKEN), file("expired", EXPIRED_TOKEN)];
+    let keys = file("keys.pem", KEY);
+    let settings = [
+        "identity.required=shared".to_owned(),
+        "identity.audience=tributary".to_owned(),
+        format!("identity.keys={keys}"),
+    ];
+    let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
+    let up = Up::start_with(folder.path(), &settings);
+    let submit = |jobs: &str, token: &[&str]| {
+        let output = tributary(&[&["submit", jobs, "--to", &up.url], token].concat());
+        (output.status.success(), stdout(&output) + &stderr(&output))
+    };
+    let decided = |tenant: &str, decision: &str| {
+        let labels = format!("{{tenant=\"{tenant}\",decision=\"{decision}\"}}");
+        metric(&up, &format!("tributary_ingest_decided_total{labels}"))
+    };
+    let refused = |code: &str| {
+        metric(
+            &up,
+            &format!("tributary_ingest_http_refused_total{{reason_code=\"{code}\"}}"),
+        )
+    };
+
+    let (sent, text) = submit(&jobs, &[]);
+    assert!(
+        !sent && text.contains("answers 401") && text.contains("token_missing"),
+        "{text}"
+    );
+    let (sent, text) = submit(&jobs, &["--token", &expired]);
+    assert!(
+        !sent && text.contains("answers 401") && text.contains("token_expired"),
+        "{text}"
+    );
+    assert_eq!((refused("token_missing"), refused("token_expired")), (1, 1));
+    assert_eq!(
+        submit(&jobs, &["--token", &good]),
+        (true, format!("{JOBS} jobs accepted, 0 lines refused\n"))
+    );
+    assert!(
+        submit(&of_globex, &["--token", &good]).0,
+        "whose a job is is decided behind the door"
+    );
+    assert!(!submit(&broken, &["--token", &good]).0);
+    wait_for(|| decided("acme", "admitted") == JOBS as u64 && decided("acme", "rejected") == 1);
+    assert_eq!(
+        decided("globex", "admitted") + decided("unclaimed", "rejected"),
+        0
+    );
+
+    let key_sets = |result: &str| metric(&up, &format!("tributary_key_sets_total{{result=\"{result}\"}}"));
+    file("keys.pem", "rubbish");
+    wait_for(|| key_sets("refused") == 1);
+    assert!(submit(&jobs, &["--token", &good]).0, "the old key stays in force");
+    file("keys.pem", STRANGERS_KEY);
+    wait_for(|| key_sets("taken") == 1);
+    let (sent, text) = submit(&jobs, &["--token", &good]);
+    assert!(
+        !sent && text.contains("token_invalid") && text.contains("signature"),
+        "{text}"
+    );
+
+    let outcomes = format!(" {} outcomes", 2 * JOBS + 1);
+    let lake = folder.path().join("lake");
+    wait_for(|| stdout(&tributary(&["verify", lake.to_str().unwrap()])).contains(&outcomes));
+    let metrics = metrics(&up);
+    up.end("-TERM");
+    let signature = TOKEN.rsplit('.').next().unwrap();
+    assert!(!metrics.contains(signature) && !text.contains(signature));
+    for path in files(&lake) {
+        let bytes = std::fs::read(&path).unwrap();
+        let found = bytes
+            .windows(signature.len())
+            .any(|part| part == signature.as_bytes());
+        assert!(!found, "{}", path.display());
+    }
 }
 
 #[test]
@@ -507,6 +611,39 @@ fn a_mistake_is_answered_with_its_remedy() {
             "is `tributary up` running there?",
         ),
         (&["health", "--url", "http://127.0.0.1:1"], "no answer from"),
+        (
+            &["up", "--set", "identity.required=shared"],
+            "identity.audience is not set",
+        ),
+        (
+            &[
+                "up",
+                "--set",
+                "identity.required=shared",
+                "--set",
+                "identity.audience=tributary",
+            ],
+            "identity.keys is not set",
+        ),
+        (
+            &[
+                "up",
+                "--set",
+                "http.listen=127.0.0.1:0",
+                "--set",
+                "identity.required=everywhere",
+                "--set",
+                "identity.audience=tributary",
+                "--set",
+                "identity.keys=/nowhere.json",
+            ],
+            "key file of identity.keys `/nowhere.json` cannot be read",
+        ),
+        (&["config", "--set", "identity.leeway_s=3600"], "300 is the most"),
+        (
+            &["config", "--set", "identity.requried=shared"],
+            "did you mean `identity.required`?",
+        ),
     ] {
         let output = tributary(arguments);
         assert_eq!(output.status.code(), Some(1), "{arguments:?}");
