@@ -142,8 +142,8 @@ fn owner(
     }
 }
 
-/// Whose token `record` has; none where none is demanded. A token must be good when the log took the record, so that a
-/// backlog does not outlive it. A producer's word for that time is not taken: without the log's it must be good now.
+/// Whose token `record` has; none where none is demanded. A token must be good when the log took the record, so that a job
+/// may wait. A producer's word for that time is not taken: without the log's it must be good now.
 fn proven(door: &Door, record: &Record, identity: &Identity, now_ms: i64) -> Result<Option<Tenant>, Refusal> {
     if !identity.demands(door) {
         return Ok(None);

@@ -6,9 +6,10 @@
 //!                                └─ no job ──────▶ dead-letters
 //! ```
 //!
-//! The decision ([`decide`]) is a function of the record, the policies, the identity that a token proves, and the time. The service ([`Service`]) reads,
-//! decides, and commits what came of it together with its progress, so that a job is decided once: decided twice it
-//! could get two answers, since time and policy move on. This crate knows neither Kafka nor models nor Parquet.
+//! The decision ([`decide`]) is a function of the record, the policies, the keys that tokens are checked with
+//! ([`identity`]), and the time. The service ([`Service`]) reads, decides, and commits what came of it together with its
+//! progress, so that a job is decided once: decided twice it could get two answers, since time and policy move on. This
+//! crate knows neither Kafka nor models nor Parquet.
 
 mod decide;
 mod door;

@@ -166,7 +166,7 @@ fn policies() -> Policies {
     }
 }
 
-fn job(more: Value) -> Value {
+fn job(more: &Value) -> Value {
     let mut job = json!({"id": "a", "model": "minilm", "input": "x"});
     job.as_object_mut()
         .unwrap()
@@ -175,7 +175,7 @@ fn job(more: Value) -> Value {
 }
 
 fn tagged(tenant: &str) -> Value {
-    job(json!({ "tenant": tenant }))
+    job(&json!({ "tenant": tenant }))
 }
 
 fn bearer(token: &str) -> Vec<Header> {
@@ -450,7 +450,7 @@ fn on_the_shared_topic_a_claim_that_is_no_tenant_is_nobodys() {
 #[test]
 fn what_is_no_name_of_a_tenant_stays_in_its_column() {
     let path = "../../costs/tenant=globex/x";
-    let named = record(&job(json!({"id": path, "tenant": "acme"})), Vec::new());
+    let named = record(&job(&json!({"id": path, "tenant": "acme"})), Vec::new());
     let Decision::Admit(admitted_job) = decided(&NOWHERE, "jobs", &named) else {
         panic!("any text without control characters is an id")
     };
@@ -466,7 +466,7 @@ fn what_is_no_name_of_a_tenant_stays_in_its_column() {
         "hf://sentence-transformers/x",
         "",
     ] {
-        let asked = record(&job(json!({"model": model, "tenant": "acme"})), Vec::new());
+        let asked = record(&job(&json!({"model": model, "tenant": "acme"})), Vec::new());
         let (outcome, code, _) = rejection(decided(&NOWHERE, "jobs", &asked));
         assert_eq!(
             (outcome.common.tenant.as_str(), code),
@@ -507,7 +507,7 @@ fn headers_and_keys_name_nobody_and_choose_no_partition() {
 fn a_good_token_makes_its_tenant_the_owner() {
     for signer in Signer::TRUSTED {
         let headers = || bearer(&signer.signs(&claims_of("acme")));
-        for job in [job(json!({})), tagged("acme")] {
+        for job in [job(&json!({})), tagged("acme")] {
             assert_eq!(
                 admitted(decided(&SHARED, "jobs", &record(&job, headers()))),
                 "acme"
@@ -841,7 +841,7 @@ fn a_good_token_reaches_its_own_tenant_only() {
             "a token of an unknown tenant",
             &SHARED,
             "jobs",
-            job(json!({})),
+            job(&json!({})),
             bearer(&token_of("ghost")),
             "unclaimed",
             UnknownTenant,
@@ -850,7 +850,7 @@ fn a_good_token_reaches_its_own_tenant_only() {
             "a token of the reserved tenant",
             &SHARED,
             "jobs",
-            job(json!({})),
+            job(&json!({})),
             bearer(&token_of("unclaimed")),
             "unclaimed",
             UnknownTenant,
