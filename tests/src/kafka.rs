@@ -108,6 +108,27 @@ impl KafkaServer {
         self.running = Some(self.program.start());
     }
 
+    /// Changes a setting of a topic, such as `message.timestamp.type=LogAppendTime`.
+    ///
+    /// # Panics
+    /// Where the broker refuses.
+    pub fn set(&self, topic: &str, setting: &str) {
+        let java = java(&libs());
+        let output = Command::new(&java[0])
+            .args(&java[1..])
+            .args(["kafka.admin.ConfigCommand", "--bootstrap-server"])
+            .arg(self.bootstrap_servers())
+            .args(["--alter", "--entity-type", "topics", "--entity-name", topic])
+            .args(["--add-config", setting])
+            .output()
+            .unwrap_or_else(|error| panic!("cannot run `java`: {error}; install Java 17"));
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            output.status.success(),
+            "`{setting}` of `{topic}` was not set: {told}"
+        );
+    }
+
     /// Where the broker's log stands while this lives.
     pub fn log(&self) -> PathBuf {
         self.program.log()
