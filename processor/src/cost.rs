@@ -1,4 +1,4 @@
-//! Splits measured device time over the jobs that shared it, to the nanosecond.
+//! What texts are worth in work units, and how measured device time is split by them, to the nanosecond.
 
 use crate::halving::Attempt;
 
@@ -9,6 +9,24 @@ pub(crate) fn work_units(tokens: usize) -> u64 {
     let tokens = tokens as u64;
     tokens + tokens * tokens / 2048
 }
+
+/// What a record of `jobs` jobs in `bytes` bytes will be in work units, about: its texts are not tokenized yet. A model
+/// reads at most `tokens_max` of each.
+pub(crate) fn estimate(jobs: u64, bytes: usize, tokens_max: usize) -> u64 {
+    /// What an admitted job has beside its text: names of fields, its origin, ids and times.
+    const JOB_BYTES: u64 = 160;
+    /// Of English, and nearly of code.
+    const TOKEN_BYTES: u64 = 4;
+    /// That a model of the BERT family adds to each text.
+    const SPECIAL_TOKENS: u64 = 2;
+    let text_bytes = (bytes as u64 / jobs).saturating_sub(JOB_BYTES);
+    let tokens = text_bytes / TOKEN_BYTES + SPECIAL_TOKENS;
+    jobs * work_units(tokens_max.min(tokens as usize)).max(JOB_WORK_MIN)
+}
+
+/// What a job counts at least when turns are given out, in work units: one that fails before the device has taken room in a
+/// window and in a commit all the same, and were it free, a tenant of such jobs would always be next.
+pub(crate) const JOB_WORK_MIN: u64 = 1;
 
 /// Splits `total` in proportion to `weights`, so that the parts add up to it: the whole part of each share, then one
 /// more to the largest remainders, earlier ones first (the method of Hamilton). Equal parts where all weights are 0.
@@ -61,10 +79,55 @@ pub(crate) fn shares(attempts: &[Attempt], failed: &[bool], units: &[u64]) -> Ve
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use proptest::prelude::*;
+    use schemas::{
+        AdmittedJob, AdmittedJobs, JobId, ModelName, Origin, Record as _, Tenant, TopicId, TopicName,
+    };
 
     use super::*;
     use crate::halving;
+
+    /// A record of jobs with texts of so many bytes.
+    fn record(text_bytes: usize, jobs: i64) -> Vec<u8> {
+        let job = |number| AdmittedJob {
+            origin: Origin {
+                topic: TopicName::new("jobs.acme").unwrap(),
+                topic_id: TopicId::from_bytes([7; 16]),
+                partition: 3,
+                offset: 1_000_000 + number,
+            },
+            tenant: Tenant::new("acme").unwrap(),
+            job_id: JobId::new("a-job-of-acme").unwrap(),
+            model: ModelName::new("minilm").unwrap(),
+            input: "x".repeat(text_bytes),
+            text_pair: None,
+            priority: None,
+            submitted_at_ms: 1_764_000_000_000,
+            deadline_ms: None,
+            labels: BTreeMap::new(),
+            trace_id: None,
+        };
+        AdmittedJobs((0..jobs).map(job).collect()).encode()
+    }
+
+    #[test]
+    fn an_estimate_is_near_the_work_where_tokens_have_four_bytes() {
+        for (text_bytes, jobs) in [(40, 20), (200, 10), (1_000, 4), (7_000, 1)] {
+            let estimate = estimate(jobs, record(text_bytes, jobs as i64).len(), 512);
+            let work = jobs * work_units((text_bytes / 4 + 2).min(512));
+            assert!(
+                estimate.abs_diff(work) <= work / 4 + jobs,
+                "{jobs} texts of {text_bytes} bytes: {estimate} for {work}"
+            );
+        }
+        assert_eq!(
+            estimate(1, 0, 512),
+            work_units(2),
+            "what is no record costs little"
+        );
+    }
 
     #[test]
     fn the_remainder_goes_to_the_largest_fractions() {

@@ -4,7 +4,7 @@
 //! work.<pool>.<tenant> ─▶ lanes ─▶ window ─▶ tokens ─▶ micro-batches ─▶ model ─▶ outcomes.<tenant>
 //! ```
 //!
-//! What is fair ([`lanes`]), how large a window is ([`pace`]), which texts share a micro-batch ([`batcher`]), who spoiled
+//! Whose turn it is ([`turns`]), what waits for one ([`lanes`]), how large a window is ([`pace`]), which texts share a micro-batch ([`batcher`]), who spoiled
 //! one ([`halving`]) and who pays for it ([`cost`]) are functions of values. The model stands behind one small trait,
 //! [`model::Encoder`]: tokens in, vectors out. This crate knows neither Kafka nor Parquet.
 
@@ -22,6 +22,7 @@ mod outcomes;
 mod pace;
 mod prepare;
 mod service;
+mod turns;
 mod windows;
 
 pub use attempts::{Attempts, DEATHS_MAX};

@@ -8,6 +8,11 @@ pub const DEAD_LETTERS: &str = "tributary_processor_dead_letters_total";
 pub const DEVICE_TIME_NS: &str = "tributary_processor_device_time_ns_total";
 /// Tokens read, by `tenant`.
 pub const TOKENS: &str = "tributary_processor_tokens_total";
+/// Work units that turns were charged with, settled, by `tenant`. A window that is done again counts again.
+pub const WORK_UNITS: &str = "tributary_processor_work_units_total";
+/// Jain's index over the lanes that had work all through a window, of what they got of it for their weights: 1 if all got the
+/// same. A window that is small beside its lanes cannot reach 1.
+pub const FAIRNESS: &str = "tributary_processor_fairness";
 /// Device time of one micro-batch, in seconds.
 pub const BATCH_SECONDS: &str = "tributary_processor_batch_seconds";
 /// Jobs in one micro-batch.

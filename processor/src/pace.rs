@@ -51,11 +51,14 @@ impl Pace {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroUsize;
+
     use super::*;
 
     const MOST: Budget = Budget {
         jobs_max: 100,
         bytes_max: 1_000_000,
+        lanes_max: NonZeroUsize::MAX,
     };
 
     #[test]

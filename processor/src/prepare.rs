@@ -11,9 +11,10 @@ use topics::{Assignment, Partition, Record};
 
 use crate::{
     attempts::{DEATHS_MAX, JobKey, Standing, Suspects, key},
-    batcher,
-    lanes::Waiting,
+    batcher, cost,
+    lanes::{Taken, Waiting},
     model::{Tokenizer, Tokens},
+    turns::Backlogged,
 };
 
 /// A core that is given fewer records spends more on being woken than on reading them.
@@ -29,7 +30,7 @@ pub(crate) struct Reading {
 
 /// What the lanes gave at once.
 pub(crate) struct Window {
-    pub(crate) waiting: Vec<Waiting>,
+    pub(crate) taken: Taken,
     /// Its place among the windows under way, until it is committed.
     pub(crate) place: OwnedSemaphorePermit,
 }
@@ -43,6 +44,21 @@ pub(crate) struct Prepared {
     /// The bytes of the window's records.
     pub(crate) bytes: usize,
     pub(crate) place: OwnedSemaphorePermit,
+}
+
+/// What a window turned out to be worth, by which the accounts of its lanes are settled.
+pub(crate) struct Settlement {
+    pub(crate) works: BTreeMap<Tenant, Work>,
+    pub(crate) backlogged: Backlogged,
+}
+
+/// What a window took of one tenant, in work units.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Work {
+    /// As it was charged when its turns came.
+    pub(crate) estimate: u64,
+    /// As its tokens say.
+    pub(crate) units: u64,
 }
 
 /// A job of the window, or a record without any.
@@ -91,10 +107,15 @@ pub(crate) fn prepare(
     suspects: &Suspects,
     batch_tokens_max: usize,
     now_ms: i64,
-) -> Prepared {
-    let Window { waiting, place } = window;
+) -> (Prepared, Settlement) {
+    let Window { taken, place } = window;
+    let Taken { waiting, backlogged } = taken;
     let bytes = waiting.iter().map(|waiting| waiting.record.size_bytes()).sum();
-    let read: Vec<(Item, Option<Tokens>)> = waiting
+    let mut works: BTreeMap<Tenant, Work> = BTreeMap::new();
+    for waiting in &waiting {
+        works.entry(waiting.tenant.clone()).or_default().estimate += waiting.estimate;
+    }
+    let read: Vec<Read> = waiting
         .into_par_iter()
         .with_min_len(RECORDS_A_CORE_MIN)
         .flat_map_iter(|waiting| read(waiting, models, suspects, now_ms))
@@ -102,7 +123,11 @@ pub(crate) fn prepare(
     let mut items = Vec::with_capacity(read.len());
     let mut ready: BTreeMap<ModelName, Vec<Text>> = BTreeMap::new();
     let mut batches = Vec::new();
-    for (index, (item, tokens)) in read.into_iter().enumerate() {
+    for (index, Read { tenant, item, tokens }) in read.into_iter().enumerate() {
+        works.entry(tenant).or_default().units += match &item.state {
+            ItemState::Ready { tokens, .. } => cost::work_units(*tokens).max(cost::JOB_WORK_MIN),
+            ItemState::Failed { .. } | ItemState::Undecodable { .. } => cost::JOB_WORK_MIN,
+        };
         if let (ItemState::Ready { job, .. }, Some(tokens)) = (&item.state, tokens) {
             let text = Text {
                 index,
@@ -119,12 +144,21 @@ pub(crate) fn prepare(
     for (model, texts) in ready {
         batches.extend(cut(&model, texts, batch_tokens_max));
     }
-    Prepared {
+    let prepared = Prepared {
         items,
         batches,
         bytes,
         place,
-    }
+    };
+    (prepared, Settlement { works, backlogged })
+}
+
+/// A job of the window, or a record without any, as it was read.
+struct Read {
+    /// In whose lane it waited.
+    tenant: Tenant,
+    item: Item,
+    tokens: Option<Tokens>,
 }
 
 /// A text that is ready for the device.
@@ -140,7 +174,7 @@ fn read(
     models: &BTreeMap<ModelName, Reading>,
     suspects: &Suspects,
     now_ms: i64,
-) -> Vec<(Item, Option<Tokens>)> {
+) -> Vec<Read> {
     let Waiting {
         tenant,
         source,
@@ -149,15 +183,19 @@ fn read(
         ..
     } = waiting;
     let offset = record.offset;
-    let item = |state| Item {
-        source: source.clone(),
-        assignment,
-        offset,
-        state,
+    let read = |state, tokens| Read {
+        tenant: tenant.clone(),
+        item: Item {
+            source: source.clone(),
+            assignment,
+            offset,
+            state,
+        },
+        tokens,
     };
     let jobs = match jobs(&record, &tenant) {
         Ok(jobs) => jobs,
-        Err(reason) => return vec![(item(ItemState::Undecodable { record, reason }), None)],
+        Err(reason) => return vec![read(ItemState::Undecodable { record, reason }, None)],
     };
     let ready = |job: AdmittedJob| match tokens_of(&job, models, suspects, now_ms) {
         Ok(tokens) => {
@@ -166,9 +204,9 @@ fn read(
                 tokens: tokens.ids.len(),
                 truncated: tokens.truncated,
             };
-            (item(state), Some(tokens))
+            read(state, Some(tokens))
         }
-        Err(reason) => (item(ItemState::Failed { job, reason }), None),
+        Err(reason) => read(ItemState::Failed { job, reason }, None),
     };
     jobs.into_iter().map(ready).collect()
 }

@@ -10,7 +10,7 @@
 
 use std::{collections::BTreeMap, num::NonZeroUsize, sync::Arc, time::Instant};
 
-use schemas::{AdmittedJobs, DecodeError, ModelName, ModelTerms, Pool, Record as _, TopicNames};
+use schemas::{AdmittedJobs, DecodeError, ModelName, ModelTerms, Policies, Pool, Record as _, TopicNames};
 use serde::{Deserialize, Serialize};
 use tokio::{
     sync::{Semaphore, mpsc, watch},
@@ -29,7 +29,7 @@ use crate::{
     model::Model,
     outcomes::{self, Context},
     pace::Pace,
-    prepare::{Prepared, Reading, Window, prepare},
+    prepare::{Prepared, Reading, Settlement, Window, prepare},
     windows::Inferred,
 };
 
@@ -51,6 +51,8 @@ pub struct Config {
     pub window_jobs_max: usize,
     /// A window has at most this many bytes of records.
     pub window_bytes_max: usize,
+    /// A window has jobs of at most this many tenants, because a commit takes longer for every topic that it touches.
+    pub window_tenants_max: NonZeroUsize,
     /// Micro-batches that run at once, each on a core; none: as many as the models say is worth it.
     pub device_cores: Option<NonZeroUsize>,
     /// A micro-batch has at most this many tokens, padding included.
@@ -73,20 +75,22 @@ pub struct Served {
 pub struct Service {
     config: Config,
     topics: Arc<dyn Topics>,
+    policies: watch::Receiver<Arc<Policies>>,
     context: Arc<Context>,
     device: Arc<Device>,
     device_cores: usize,
+    /// The longest input of any model, in tokens.
+    job_tokens_max: usize,
     attempts: Arc<Attempts>,
 }
 
 impl Service {
-    /// Serves `models` to the tenants of one pool. `run` tells this start from any other, in the ids of micro-batches;
-    /// `attempts` finds jobs that kill the process.
+    /// Serves `models` to the tenants of one pool, by their weights in the `policies` of the moment. `run` tells this start
+    /// from any other, in the ids of micro-batches; `attempts` finds jobs that kill the process.
     pub fn new(
         config: Config,
         topics: Arc<dyn Topics>,
-        names: TopicNames,
-        currency: String,
+        policies: watch::Receiver<Arc<Policies>>,
         models: BTreeMap<ModelName, Served>,
         attempts: Attempts,
         run: String,
@@ -94,6 +98,7 @@ impl Service {
         let (mut readings, mut encoders) = (BTreeMap::new(), BTreeMap::new());
         let worthwhile = models.values().map(|served| served.model.encodings_at_once).max();
         let device_cores = config.device_cores.or(worthwhile).map_or(1, NonZeroUsize::get);
+        let longest = models.values().map(|served| served.model.tokens_max).max();
         for (name, Served { model, terms }) in models {
             readings.insert(
                 name.clone(),
@@ -105,18 +110,21 @@ impl Service {
             );
             encoders.insert(name, model.encoder);
         }
+        let fixed = Arc::clone(&policies.borrow());
         let context = Arc::new(Context {
-            names,
+            names: fixed.topics.clone(),
             models: readings,
-            currency,
+            currency: fixed.currency.clone(),
         });
         let device = Arc::new(Device::new(encoders, run));
         Self {
             config,
             topics,
+            policies,
             context,
             device,
             device_cores,
+            job_tokens_max: longest.unwrap_or(usize::MAX),
             attempts: Arc::new(attempts),
         }
     }
@@ -152,10 +160,12 @@ impl Service {
         let most = Budget {
             jobs_max: self.config.window_jobs_max,
             bytes_max: self.config.window_bytes_max,
+            lanes_max: self.config.window_tenants_max,
         };
         let pace = Pace::new(self.config.window_ms, most, FIRST_WINDOW_BYTES);
         let (budget_sender, budget) = watch::channel(pace.budget());
         let (windows, windows_receiver) = mpsc::channel(WINDOWS_UNDER_WAY_MAX);
+        let (settlements, settlements_receiver) = mpsc::channel(WINDOWS_UNDER_WAY_MAX);
         let (prepared, prepared_receiver) = mpsc::channel(WINDOWS_UNDER_WAY_MAX);
         let (inferred, inferred_receiver) = mpsc::channel(WINDOWS_UNDER_WAY_MAX);
         let inference = Arc::new(Inference::new(
@@ -168,7 +178,7 @@ impl Service {
             budget_sender,
         ));
         let mut tasks = JoinSet::new();
-        tasks.spawn(self.preparing(windows_receiver, prepared));
+        tasks.spawn(self.preparing(windows_receiver, settlements, prepared));
         for number in 0..self.device_cores {
             let inference = Arc::clone(&inference);
             tasks.spawn(async move {
@@ -182,7 +192,7 @@ impl Service {
         tokio::select! {
             biased;
             Some(ended) = tasks.join_next() => result(ended)?,
-            routed = self.route(reader.as_mut(), windows, &budget, shutdown) => routed?,
+            routed = self.route(reader.as_mut(), windows, settlements_receiver, &budget, shutdown) => routed?,
         }
         while let Some(ended) = tasks.join_next().await {
             result(ended)?;
@@ -197,22 +207,30 @@ impl Service {
         &self,
         reader: &mut dyn Reader,
         windows: mpsc::Sender<Window>,
+        mut settlements: mpsc::Receiver<Settlement>,
         budget: &watch::Receiver<Budget>,
         shutdown: CancellationToken,
     ) -> Result<(), Error> {
+        let mut policies = self.policies.clone();
+        let mut in_force = Arc::clone(&policies.borrow_and_update());
         let limits = Limits {
             lane_bytes_max: self.config.lane_bytes_max,
             all_bytes_max: self.config.lanes_bytes_max,
         };
-        let mut lanes = Lanes::new(limits);
+        let mut lanes = Lanes::new(limits, self.job_tokens_max);
         let places = Arc::new(Semaphore::new(WINDOWS_UNDER_WAY_MAX));
         loop {
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return Ok(()),
+                Some(settlement) = settlements.recv() => settle(&mut lanes, &settlement),
+                Ok(()) = policies.changed() => {
+                    in_force = Arc::clone(&policies.borrow_and_update());
+                    lanes.reweigh(|tenant| in_force.weight_of(tenant));
+                }
                 place = Arc::clone(&places).acquire_owned(), if !lanes.is_empty() => {
                     let place = place.expect("nobody closes it");
-                    let window = Window { waiting: lanes.take(*budget.borrow()), place };
+                    let window = Window { taken: lanes.take(*budget.borrow()), place };
                     if windows.send(window).await.is_err() {
                         return Ok(());
                     }
@@ -238,7 +256,7 @@ impl Service {
                                 detail: "is among the work topics, and its name ends in no possible tenant: delete it".to_owned(),
                             });
                         };
-                        if lanes.push(&tenant, chunk) {
+                        if lanes.push(&tenant, in_force.weight_of(&tenant), chunk) {
                             reader.pause(&[partition])?;
                         }
                     }
@@ -247,10 +265,11 @@ impl Service {
         }
     }
 
-    /// Makes windows ready, one after the other.
+    /// Makes windows ready, one after the other, and tells the router what they are worth.
     fn preparing(
         &self,
         mut windows: mpsc::Receiver<Window>,
+        settlements: mpsc::Sender<Settlement>,
         prepared: mpsc::Sender<Prepared>,
     ) -> impl Future<Output = Result<(), Error>> + use<> {
         let (context, batch_tokens_max) = (Arc::clone(&self.context), self.config.batch_tokens_max);
@@ -261,15 +280,29 @@ impl Service {
                 let now_ms = chrono::Utc::now().timestamp_millis();
                 let suspects = attempts.suspects();
                 let batch_tokens_max = batch_tokens_max.min(device.batch_tokens_max());
-                let ready =
+                let (ready, settlement) =
                     offload(move || prepare(window, &context.models, &suspects, batch_tokens_max, now_ms))
                         .await;
+                // The router has ended where nobody takes it; the windows under way are finished.
+                let _ = settlements.send(settlement).await;
                 if prepared.send(ready).await.is_err() {
                     break;
                 }
             }
             Ok(())
         }
+    }
+}
+
+/// Charges the lanes of a window with what it is worth.
+fn settle(lanes: &mut Lanes, settlement: &Settlement) {
+    let Settlement { works, backlogged } = settlement;
+    for (tenant, work) in works {
+        lanes.settle(tenant, work.estimate, work.units);
+        metrics::counter!(metric_names::WORK_UNITS, "tenant" => tenant.to_string()).increment(work.units);
+    }
+    if let Some(index) = backlogged.jain(|tenant| works[tenant].units) {
+        metrics::histogram!(metric_names::FAIRNESS).record(index);
     }
 }
 
@@ -323,7 +356,7 @@ async fn commit(
 #[cfg(test)]
 mod tests {
     use rust_decimal::Decimal;
-    use schemas::{Task, Tenant, TopicName};
+    use schemas::{Task, Tenant, Tenants, TopicName};
     use topics::{Append, TopicSpec, local::LocalTopics};
 
     use super::*;
@@ -336,6 +369,7 @@ mod tests {
             window_ms: 10,
             window_jobs_max: 10,
             window_bytes_max: 1 << 20,
+            window_tenants_max: NonZeroUsize::MAX,
             device_cores: None,
             batch_tokens_max: 100,
             lane_bytes_max: 1 << 20,
@@ -351,17 +385,17 @@ mod tests {
                 price_per_device_second: Decimal::ZERO,
             },
         };
+        let policies = Policies {
+            topics: names,
+            tenants: Tenants::new(),
+            models: BTreeMap::from([(name.clone(), served.terms.clone())]),
+            input_bytes_max: 1_000,
+            currency: "USD".to_owned(),
+        };
+        let policies = watch::Sender::new(Arc::new(policies)).subscribe();
         let models = BTreeMap::from([(name, served)]);
         let attempts = Attempts::unrecorded();
-        Service::new(
-            config,
-            topics,
-            names,
-            "USD".to_owned(),
-            models,
-            attempts,
-            "run".to_owned(),
-        )
+        Service::new(config, topics, policies, models, attempts, "run".to_owned())
     }
 
     #[tokio::test]

@@ -94,4 +94,11 @@ impl Policies {
     pub fn partitions_of(&self, tenant: &Tenant) -> u32 {
         self.tenants.get(tenant).map_or(1, |policy| policy.partitions)
     }
+
+    /// The weight of `tenant`; that of one that is not known any more is 1.
+    pub fn weight_of(&self, tenant: &Tenant) -> NonZeroU32 {
+        self.tenants
+            .get(tenant)
+            .map_or(NonZeroU32::MIN, |policy| policy.weight)
+    }
 }

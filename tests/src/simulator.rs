@@ -17,7 +17,7 @@ mod store;
 mod topics;
 mod world;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, num::NonZeroU32, sync::Arc, time::Duration};
 
 use ::topics::{Append, Topics as _, local::LocalTopics};
 use rust_decimal::Decimal;
@@ -181,10 +181,14 @@ async fn produce(scene: &Scene, seed: u64) -> Expected {
     expected
 }
 
-/// Without some of the tenants, as a reload leaves them: their jobs are rejected, and what is under way goes on.
+/// Without some of the tenants, as a reload leaves them: their jobs are rejected, and what is under way goes on. The others
+/// have new weights.
 fn reloaded(policies: &Policies, random: &mut fastrand::Rng) -> Policies {
     let mut reloaded = policies.clone();
     reloaded.tenants.retain(|_, _| random.u8(0..4) > 0);
+    for policy in reloaded.tenants.values_mut() {
+        policy.weight = NonZeroU32::new(random.u32(1..4)).expect("not zero");
+    }
     reloaded
 }
 

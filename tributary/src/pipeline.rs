@@ -153,7 +153,7 @@ pub(crate) async fn run_stage(
                 (TopicsKind::Kafka, Delivery::Idempotent) => open_topics(config, Delivery::Idempotent)?,
                 _ => topics,
             };
-            let service = Arc::new(processor(config, Arc::clone(&topics)).await?);
+            let service = Arc::new(processor(config, Arc::clone(&topics), policies.clone()).await?);
             keep_running(name, health, shutdown, || {
                 let (topics, service, ready) = (Arc::clone(&topics), Arc::clone(&service), ready.clone());
                 let specs = ingest::Service::topic_specs(&policies.borrow());
@@ -229,7 +229,11 @@ pub(crate) fn open_topics(config: &Config, delivery: Delivery) -> anyhow::Result
     }
 }
 
-async fn processor(config: &Config, topics: Arc<dyn Topics>) -> anyhow::Result<processor::Service> {
+async fn processor(
+    config: &Config,
+    topics: Arc<dyn Topics>,
+    policies: watch::Receiver<Arc<Policies>>,
+) -> anyhow::Result<processor::Service> {
     let wanted = models_of_pool(config);
     let (models, device) = (config.models.clone(), config.processor.device);
     // Processors that share a working directory are of other pools or instances.
@@ -256,8 +260,7 @@ async fn processor(config: &Config, topics: Arc<dyn Topics>) -> anyhow::Result<p
     Ok(processor::Service::new(
         config.processor.service(),
         topics,
-        config.topics.names(),
-        config.currency.clone(),
+        policies,
         models,
         attempts,
         uuid::Uuid::new_v4().simple().to_string(),

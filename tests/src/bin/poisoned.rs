@@ -11,7 +11,8 @@ use processor::{
     model::{EncodeError, Encoder, Model, TokenizeError, Tokenizer, Tokens},
 };
 use rust_decimal::Decimal;
-use schemas::{Digest, ModelName, ModelTerms, Pool, Task, TopicName, TopicNames};
+use schemas::{Digest, ModelName, ModelTerms, Policies, Pool, Task, Tenants, TopicName, TopicNames};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use topics::{Topics, local::LocalTopics};
 
@@ -71,6 +72,7 @@ async fn main() {
         window_ms: 10,
         window_jobs_max: 64,
         window_bytes_max: 1 << 20,
+        window_tenants_max: NonZeroUsize::MIN,
         device_cores: NonZeroUsize::new(2),
         batch_tokens_max: 100,
         lane_bytes_max: 1 << 20,
@@ -96,13 +98,19 @@ async fn main() {
         Service::group(&config),
         Service::subscription(&config.pool, &names),
     );
+    let policies = Policies {
+        topics: names,
+        tenants: Tenants::new(),
+        models: BTreeMap::new(),
+        input_bytes_max: 1_000,
+        currency: "USD".to_owned(),
+    };
     let attempts = Attempts::open(&args.attempts).unwrap();
     let run = format!("run-{}", std::process::id());
     let service = Service::new(
         config,
         Arc::clone(&topics),
-        names,
-        "USD".to_owned(),
+        watch::Sender::new(Arc::new(policies)).subscribe(),
         models,
         attempts,
         run,

@@ -178,6 +178,7 @@ fn processor(scene: &Scene, topics: Arc<GatedTopics>, run: &str) -> processor::S
         window_jobs_max: 5,
         // Below the least window, so that the device's speed, which is no function of the seed, decides nothing.
         window_bytes_max: 2_048,
+        window_tenants_max: std::num::NonZeroUsize::MIN,
         device_cores: std::num::NonZeroUsize::new(2),
         batch_tokens_max: 60,
         lane_bytes_max: 2_000,
@@ -190,12 +191,10 @@ fn processor(scene: &Scene, topics: Arc<GatedTopics>, run: &str) -> processor::S
         terms: scene.policies.models[&minilm()].clone(),
     };
     let models = BTreeMap::from([(minilm(), served)]);
-    let policies = &scene.policies;
     processor::Service::new(
         config,
         topics,
-        policies.topics.clone(),
-        policies.currency.clone(),
+        scene.in_force.subscribe(),
         models,
         processor::Attempts::unrecorded(),
         run.to_owned(),

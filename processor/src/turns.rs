@@ -1,0 +1,479 @@
+//! Whose turn it is: what each lane was served, by its weight.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    num::{NonZeroU32, NonZeroUsize},
+};
+
+use schemas::Tenant;
+
+/// Work over weight, in 2⁻³² of a unit: what lanes are compared by. Whole numbers, so that nothing is lost however much
+/// came before; that each charge is rounded down comes to less than a unit in four billion of them.
+type Served = u128;
+
+fn served(units: u64, weight: NonZeroU32) -> Served {
+    (u128::from(units) << 32) / u128::from(weight.get())
+}
+
+/// The accounts of all lanes. It is always the turn of the lane with work that was served least for its weight.
+///
+/// Work is charged as it is estimated when the turn comes, since only its tokens tell what it is, and settled when that is
+/// known (a virtual token counter: Sheng et al., Fairness in Serving Large Language Models, OSDI 2024). A lane that had no
+/// work for a while saves nothing up: it begins where the others are, and gets nothing for having left (start-time fair
+/// queueing: Goyal, Vin and Cheng, 1996). ARCHITECTURE.md derives what two lanes can differ by.
+#[derive(Default)]
+pub(crate) struct Turns {
+    accounts: HashMap<Tenant, Account>,
+    /// Lanes with work.
+    waiting: BTreeSet<(Served, Tenant)>,
+    /// Lanes without any, here or unsettled.
+    idle: BTreeSet<(Served, Tenant)>,
+    /// How much the least served lane with work had been served, at the last turn. It never falls.
+    reached: Served,
+}
+
+#[derive(Clone)]
+struct Account {
+    weight: NonZeroU32,
+    has_work: bool,
+    /// Work that is known, and what the lane missed while it had none.
+    settled: Served,
+    /// Work units that it was given and that are an estimate yet.
+    unsettled: u64,
+}
+
+impl Account {
+    fn served(&self) -> Served {
+        self.settled + served(self.unsettled, self.weight)
+    }
+}
+
+impl Turns {
+    /// Whether no lane has work.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// From now on the lane of `tenant` has work; a lane that is new is of `weight`.
+    pub(crate) fn join(&mut self, tenant: &Tenant, weight: NonZeroU32) {
+        let reached = self.reached;
+        self.accounts.entry(tenant.clone()).or_insert(Account {
+            weight,
+            has_work: false,
+            settled: reached,
+            unsettled: 0,
+        });
+        self.change(tenant, |account| {
+            if !account.has_work {
+                account.settled += reached.saturating_sub(account.served());
+                account.has_work = true;
+            }
+        });
+    }
+
+    /// The lane of `tenant` has no work any more.
+    pub(crate) fn leave(&mut self, tenant: &Tenant) {
+        self.change(tenant, |account| account.has_work = false);
+    }
+
+    /// Gives every lane its weight of now. What was settled by another stays so.
+    pub(crate) fn reweigh(&mut self, weight_of: impl Fn(&Tenant) -> NonZeroU32) {
+        let tenants: Vec<Tenant> = self.accounts.keys().cloned().collect();
+        for tenant in tenants {
+            let weight = weight_of(&tenant);
+            self.change(&tenant, |account| account.weight = weight);
+        }
+    }
+
+    /// Work of `tenant` that was charged as `estimate` was `work`, both in work units.
+    pub(crate) fn settle(&mut self, tenant: &Tenant, estimate: u64, work: u64) {
+        self.change(tenant, |account| {
+            account.unsettled -= estimate;
+            account.settled += served(work, account.weight);
+        });
+    }
+
+    /// The turns of one window, which reaches at most so many lanes.
+    pub(crate) fn round(&mut self, lanes_max: NonZeroUsize) -> Round<'_> {
+        Round {
+            turns: self,
+            lanes_left: lanes_max.get(),
+            lanes: BTreeSet::new(),
+        }
+    }
+
+    /// Changes an account, and puts its lane where it belongs then.
+    fn change(&mut self, tenant: &Tenant, change: impl FnOnce(&mut Account)) {
+        let Some(account) = self.accounts.get_mut(tenant) else {
+            return;
+        };
+        let mut place = (account.served(), tenant.clone());
+        if !self.waiting.remove(&place) {
+            self.idle.remove(&place);
+        }
+        change(account);
+        place.0 = account.served();
+        if account.has_work {
+            self.waiting.insert(place);
+        } else if account.unsettled == 0 {
+            self.idle.insert(place);
+        }
+    }
+
+    /// Drops the accounts of lanes that are as if they had never been.
+    fn drop_idle(&mut self) {
+        while self
+            .idle
+            .first()
+            .is_some_and(|(served, _)| *served <= self.reached)
+        {
+            if let Some((_, tenant)) = self.idle.pop_first() {
+                self.accounts.remove(&tenant);
+            }
+        }
+    }
+}
+
+/// The turns of one window.
+pub(crate) struct Round<'a> {
+    turns: &'a mut Turns,
+    /// How many lanes it may still reach that it has not.
+    lanes_left: usize,
+    /// Those that it has reached and that have work, as in [`Turns::waiting`].
+    lanes: BTreeSet<(Served, Tenant)>,
+}
+
+impl Round<'_> {
+    /// Whose turn it is, if any lane within reach has work.
+    pub(crate) fn next(&mut self) -> Option<Tenant> {
+        let least = self.turns.waiting.first()?;
+        self.turns.reached = self.turns.reached.max(least.0);
+        let next = if self.lanes_left > 0 {
+            Some(least)
+        } else {
+            self.lanes.first()
+        };
+        next.map(|(_, tenant)| tenant.clone())
+    }
+
+    /// The lane of `tenant` had its turn: work that will be `estimate`, about, in work units. Whether it has more?
+    pub(crate) fn serve(&mut self, tenant: &Tenant, estimate: u64, has_work: bool) {
+        let mut place = (self.turns.accounts[tenant].served(), tenant.clone());
+        if !self.lanes.remove(&place) {
+            self.lanes_left -= 1;
+        }
+        self.turns.change(tenant, |account| {
+            account.unsettled += estimate;
+            account.has_work = has_work;
+        });
+        if has_work {
+            place.0 = self.turns.accounts[tenant].served();
+            self.lanes.insert(place);
+        }
+    }
+
+    /// Ends it. Answers how many lanes had work all through it, and which of them it reached, with their weights.
+    pub(crate) fn end(self) -> Backlogged {
+        self.turns.drop_idle();
+        let weighed = |(_, tenant): (Served, Tenant)| {
+            let weight = self.turns.accounts[&tenant].weight;
+            (tenant, weight)
+        };
+        Backlogged {
+            lanes: self.turns.waiting.len(),
+            reached: self.lanes.into_iter().map(weighed).collect(),
+        }
+    }
+}
+
+/// The lanes that had work all through a window.
+#[derive(Debug, Default)]
+pub(crate) struct Backlogged {
+    /// How many.
+    pub(crate) lanes: usize,
+    /// Those from which it took something, with their weights.
+    pub(crate) reached: Vec<(Tenant, NonZeroU32)>,
+}
+
+impl Backlogged {
+    /// Jain's index of what they got of a window for their weights, as `work_of` each says: 1 where all got the same, 1/n
+    /// where one of n got all (Jain, Chiu and Hawe, 1984). None where there is nobody to compare with, or nothing to.
+    pub(crate) fn jain(&self, work_of: impl Fn(&Tenant) -> u64) -> Option<f64> {
+        let shares = || {
+            let reached = self.reached.iter();
+            reached.map(|(tenant, weight)| work_of(tenant) as f64 / f64::from(weight.get()))
+        };
+        let (sum, squares) = (
+            shares().sum::<f64>(),
+            shares().map(|share| share * share).sum::<f64>(),
+        );
+        (self.lanes > 1 && squares > 0.0).then(|| sum * sum / (self.lanes as f64 * squares))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use proptest::{
+        prelude::*,
+        test_runner::{Config, TestRunner},
+    };
+
+    use super::*;
+
+    /// A way in which turns are given out wrongly. Each must be found: a check that never fails checks nothing.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    enum Mutation {
+        /// All lanes are of the same weight.
+        IgnoreWeights,
+        /// A lane that had no work for a while is owed what it missed.
+        SaveUp,
+        /// A lane that comes back begins at the end.
+        BeginLast,
+        /// Estimates stay as they are.
+        NeverSettle,
+        /// It is the turn of the lane that has waited longest, however much it was served.
+        ServeInOrder,
+    }
+
+    impl Mutation {
+        const ALL: [Self; 5] = [
+            Self::IgnoreWeights,
+            Self::SaveUp,
+            Self::BeginLast,
+            Self::NeverSettle,
+            Self::ServeInOrder,
+        ];
+    }
+
+    /// What happens to the lanes, one after the other.
+    #[derive(Debug, Clone)]
+    enum Event {
+        /// Records come to a lane, each with its work and by how many tenths that is estimated.
+        Arrive { lane: usize, records: Vec<(u64, u64)> },
+        /// What waits in a lane is taken over by another processor.
+        Forget { lane: usize },
+        /// A window takes so many records.
+        Window { records: usize },
+        /// The oldest window that is not settled is.
+        Settle,
+    }
+
+    #[derive(Debug, Clone)]
+    struct Story {
+        weights: Vec<u32>,
+        /// How many times too high the estimates of a lane are, beside how each record's is off.
+        factors: Vec<u64>,
+        lanes_max: usize,
+        events: Vec<Event>,
+    }
+
+    fn stories() -> impl Strategy<Value = Story> {
+        let (lane, records) = (
+            0_usize..5,
+            prop::collection::vec((1_u64..1_000, 0_u64..20), 1..40),
+        );
+        let event = prop_oneof![
+            4 => (lane.clone(), records).prop_map(|(lane, records)| Event::Arrive { lane, records }),
+            1 => lane.prop_map(|lane| Event::Forget { lane }),
+            6 => (1_usize..30).prop_map(|records| Event::Window { records }),
+            8 => Just(Event::Settle),
+        ];
+        let weights = prop::collection::vec(1_u32..6, 5);
+        let factors = prop::collection::vec(0_u64..4, 5);
+        let events = prop::collection::vec(event, 20..200);
+        (weights, factors, 1_usize..7, events).prop_map(|(weights, factors, lanes_max, events)| Story {
+            weights,
+            factors,
+            lanes_max,
+            events,
+        })
+    }
+
+    /// A lane as the check sees it, beside its account.
+    #[derive(Default)]
+    struct Seen {
+        queue: VecDeque<(u64, u64)>,
+        work: i128,
+        /// The work of its windows that are not settled, and the estimates of it.
+        unsettled: (i128, i128),
+        /// The most by which those estimates were too low, and too high.
+        too_low: i128,
+        too_high: i128,
+        /// The most that it had of one window.
+        of_window: i128,
+        record: i128,
+    }
+
+    impl Seen {
+        fn note_error(&mut self) {
+            let (work, estimate) = self.unsettled;
+            self.too_low = self.too_low.max(work - estimate);
+            self.too_high = self.too_high.max(estimate - work);
+        }
+    }
+
+    fn tenant(lane: usize) -> Tenant {
+        Tenant::new(&format!("t{lane}")).unwrap()
+    }
+
+    /// Plays `story`, and says between which lanes the bound of ARCHITECTURE.md was broken.
+    fn play(story: &Story, mutation: Option<Mutation>) -> Result<(), String> {
+        let weight = |lane: usize| {
+            let weight = if mutation == Some(Mutation::IgnoreWeights) {
+                1
+            } else {
+                story.weights[lane]
+            };
+            NonZeroU32::new(weight).unwrap()
+        };
+        let lanes = story.weights.len();
+        let mut turns = Turns::default();
+        let mut seen: Vec<Seen> = (0..lanes).map(|_| Seen::default()).collect();
+        let mut windows: VecDeque<Vec<(usize, u64, u64)>> = VecDeque::new();
+        let mut arrivals: VecDeque<usize> = VecDeque::new();
+        // By pair: the least and the most that work over weight differed while both had work, times both weights.
+        let mut apart: HashMap<(usize, usize), (i128, i128)> = HashMap::new();
+        for event in &story.events {
+            match event {
+                Event::Arrive { lane, records } => {
+                    let before = turns.accounts.get(&tenant(*lane)).cloned();
+                    let was_empty = seen[*lane].queue.is_empty();
+                    turns.join(&tenant(*lane), weight(*lane));
+                    if was_empty {
+                        arrivals.push_back(*lane);
+                        let reached = turns.reached;
+                        turns.change(&tenant(*lane), |account| match mutation {
+                            Some(Mutation::SaveUp) => {
+                                account.settled = before.map_or(0, |before| before.settled)
+                            }
+                            Some(Mutation::BeginLast) => account.settled += reached,
+                            _ => {}
+                        });
+                    }
+                    let records = records.iter();
+                    let factor = story.factors[*lane];
+                    let estimated = records.map(|(work, tenths)| (*work, work * factor * tenths / 10));
+                    seen[*lane].queue.extend(estimated);
+                }
+                Event::Forget { lane } => {
+                    turns.leave(&tenant(*lane));
+                    seen[*lane].queue.clear();
+                    arrivals.retain(|arrived| arrived != lane);
+                }
+                Event::Window { records } => {
+                    let lanes_max = NonZeroUsize::new(story.lanes_max).unwrap();
+                    let mut round = turns.round(lanes_max);
+                    let mut window: Vec<(usize, u64, u64)> = Vec::new();
+                    for _ in 0..*records {
+                        let Some(next) = round.next() else { break };
+                        let mut lane: usize = next.as_str()[1..].parse().unwrap();
+                        if mutation == Some(Mutation::ServeInOrder) {
+                            let reached = |lane| window.iter().any(|(of, ..)| *of == lane);
+                            let may = |lane: &&usize| round.lanes_left > 0 || reached(**lane);
+                            lane = *arrivals.iter().find(may).unwrap();
+                        }
+                        let (work, estimate) = seen[lane].queue.pop_front().unwrap();
+                        let has_work = !seen[lane].queue.is_empty();
+                        round.serve(&tenant(lane), estimate, has_work);
+                        window.push((lane, work, estimate));
+                        if !has_work {
+                            arrivals.retain(|arrived| *arrived != lane);
+                        }
+                        let of = &mut seen[lane];
+                        of.work += i128::from(work);
+                        of.record = of.record.max(work.into());
+                        of.unsettled.0 += i128::from(work);
+                        of.unsettled.1 += i128::from(estimate);
+                        of.note_error();
+                        let of_window = window.iter().filter(|(of, ..)| *of == lane);
+                        let of_window = of_window.map(|(_, work, _)| i128::from(*work)).sum();
+                        of.of_window = of.of_window.max(of_window);
+                        note(&seen, &story.weights, &mut apart);
+                    }
+                    round.end();
+                    windows.push_back(window);
+                }
+                Event::Settle => {
+                    for (lane, work, estimate) in windows.pop_front().unwrap_or_default() {
+                        seen[lane].unsettled.0 -= i128::from(work);
+                        seen[lane].unsettled.1 -= i128::from(estimate);
+                        seen[lane].note_error();
+                        let work = if mutation == Some(Mutation::NeverSettle) {
+                            estimate
+                        } else {
+                            work
+                        };
+                        turns.settle(&tenant(lane), estimate, work);
+                    }
+                }
+            }
+            note(&seen, &story.weights, &mut apart);
+            let turn = |of: &Seen| {
+                if story.lanes_max < lanes {
+                    of.of_window
+                } else {
+                    of.record
+                }
+            };
+            for ((one, other), (least, most)) in &apart {
+                let share = |lane: usize, of: usize| {
+                    let at_once = turn(&seen[lane]) + seen[lane].too_low + seen[lane].too_high;
+                    at_once * i128::from(story.weights[of])
+                };
+                let bound = share(*one, *other) + share(*other, *one);
+                if most - least > bound {
+                    return Err(format!(
+                        "t{one} and t{other} are {} apart, more than {bound}",
+                        most - least
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes in how far each two lanes are apart now, if both have work.
+    fn note(seen: &[Seen], weights: &[u32], apart: &mut HashMap<(usize, usize), (i128, i128)>) {
+        for one in 0..seen.len() {
+            for other in one + 1..seen.len() {
+                if seen[one].queue.is_empty() || seen[other].queue.is_empty() {
+                    apart.remove(&(one, other));
+                    continue;
+                }
+                let work = |lane: usize, of: usize| seen[lane].work * i128::from(weights[of]);
+                let difference = work(one, other) - work(other, one);
+                let (least, most) = apart.entry((one, other)).or_insert((difference, difference));
+                *least = difference.min(*least);
+                *most = difference.max(*most);
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(Config::with_cases(2_000))]
+        #[test]
+        fn two_lanes_with_work_differ_by_no_more_than_the_bound_whatever_their_weights_records_and_estimates(
+            story in stories(),
+        ) {
+            prop_assert_eq!(play(&story, None), Ok(()));
+        }
+    }
+
+    #[test]
+    fn turns_that_are_given_out_wrongly_are_found() {
+        for mutation in Mutation::ALL {
+            let mut runner = TestRunner::new(Config {
+                cases: 2_000,
+                max_shrink_iters: 0,
+                failure_persistence: None,
+                ..Config::default()
+            });
+            let found = runner.run(&stories(), |story| {
+                play(&story, Some(mutation)).map_err(TestCaseError::fail)
+            });
+            assert!(found.is_err(), "{mutation:?} goes unnoticed");
+        }
+    }
+}
