@@ -9,8 +9,9 @@
 //! | the partition of work and of outcomes | `schemas::Origin` | where the record stood |
 //!
 //! No other place makes an object's path. `TopicName::new` stands elsewhere only where a name that exists is read back: from
-//! the broker, the embedded log, or a dead letter. `.ci/arrows` holds the code to both. So a value of a record reaches a name
-//! by becoming a `Tenant` that is configured, and the attempts below are on that.
+//! the broker, the embedded log, or a dead letter; and a range's intent repeats the paths of its files, so who may write
+//! `_ranges` may write the lake. `.ci/arrows` holds the code to both. So a value of a record reaches a name by becoming a
+//! `Tenant` that is configured, and the attempts below are on that.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 

@@ -38,7 +38,7 @@ pub(super) fn commands(config: &Config, tenants: &Tenants, principals: &Principa
     }
     lines.push(format!(
         "# The services read jobs, and put there what came over HTTP or is replayed. `{}` is the shared topic: give it to\n\
-         # nobody who is not trusted to name the tenant.",
+         # nobody who is not trusted to name the tenant, unless `identity.required` demands a token there.",
         names.jobs()
     ));
     let service = |operations: &[&str], resource| allow(principals.service, operations, resource);
