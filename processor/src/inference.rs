@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use tokio::sync::{RwLock, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, RwLock, mpsc, watch};
 
 use crate::{
     attempts::Attempts,
@@ -34,6 +34,8 @@ struct Feed {
     windows: mpsc::Receiver<Prepared>,
     /// Micro-batches that no core has taken yet, with the number of their window.
     batches: VecDeque<(u64, MicroBatch)>,
+    /// Given back when no more than so many of them are left, so that the next window is ready when they are done.
+    lead: Option<(usize, OwnedSemaphorePermit)>,
 }
 
 struct Progress {
@@ -66,6 +68,7 @@ impl Inference {
             feed: tokio::sync::Mutex::new(Feed {
                 windows,
                 batches: VecDeque::new(),
+                lead: None,
             }),
             progress: Mutex::new(Progress {
                 windows: Windows::default(),
@@ -115,17 +118,23 @@ impl Inference {
     async fn next(&self) -> Result<Option<(u64, MicroBatch)>, Closed> {
         let mut feed = self.feed.lock().await;
         loop {
-            if let Some(batch) = feed.batches.pop_front() {
-                return Ok(Some(batch));
+            let batch = feed.batches.pop_front();
+            let left = feed.batches.len();
+            feed.lead.take_if(|(few, _)| left <= *few);
+            if batch.is_some() {
+                return Ok(batch);
             }
             let Some(mut window) = feed.windows.recv().await else {
                 return Ok(None);
             };
             let batches = std::mem::take(&mut window.batches);
-            let number = self.progress(|progress| {
+            let lead = window.lead.take();
+            let (number, few) = self.progress(|progress| {
                 let number = progress.windows.open(window, batches.len());
-                progress.give_back(self.cores).map(|()| number)
+                let few = progress.pace.lead(batches.len());
+                progress.give_back(self.cores).map(|()| (number, few))
             })?;
+            feed.lead = lead.map(|lead| (few, lead));
             feed.batches
                 .extend(batches.into_iter().map(|batch| (number, batch)));
         }
@@ -144,7 +153,8 @@ impl Progress {
             // A window of jobs that all failed before the device says nothing of its speed.
             if window.device_time_ns > 0 {
                 let elapsed_ms = window.device_time_ns as f64 / 1e6 / cores as f64;
-                self.pace.observe(window.prepared.bytes, elapsed_ms);
+                self.pace
+                    .observe(window.prepared.bytes, window.prepared.took_ms, elapsed_ms);
                 self.budget.send_replace(self.pace.budget());
             }
             self.whole.try_send(window).map_err(|_| Closed)?;

@@ -1,10 +1,14 @@
-//! How large a window is: as much as the device does in a set time.
+//! How large a window is, as much as the device does in a set time, and when the next is made ready.
 
 use crate::lanes::Budget;
 
 /// The share of the newest measurement in the estimate of the device's speed: the estimate follows a change within a
 /// few windows and is not thrown off by one.
 const NEWEST_SHARE: f64 = 0.3;
+
+/// A window is made ready so many times earlier than the last ones needed it: being late costs the device's time, being
+/// early a tenant's turn.
+const LEAD: f64 = 2.0;
 
 /// Sizes windows so that the device works about `target_ms` on each: long enough that a commit is cheap beside it, short
 /// enough that nobody waits long for a turn.
@@ -14,6 +18,8 @@ pub(crate) struct Pace {
     most: Budget,
     least_bytes: usize,
     bytes_per_ms: Option<f64>,
+    /// How long it takes to make a window ready, in the device's time for one.
+    readiness: f64,
 }
 
 impl Pace {
@@ -24,16 +30,24 @@ impl Pace {
             most,
             least_bytes,
             bytes_per_ms: None,
+            readiness: 0.0,
         }
     }
 
-    /// Takes into account that the device worked `elapsed_ms` on `bytes`.
-    pub(crate) fn observe(&mut self, bytes: usize, elapsed_ms: f64) {
-        let newest = bytes as f64 / elapsed_ms.max(1e-3);
+    /// Takes into account that the device worked `elapsed_ms` on `bytes` that were made ready in `ready_ms`.
+    pub(crate) fn observe(&mut self, bytes: usize, ready_ms: f64, elapsed_ms: f64) {
+        let elapsed_ms = elapsed_ms.max(1e-3);
+        self.readiness += NEWEST_SHARE * (ready_ms / elapsed_ms - self.readiness);
+        let newest = bytes as f64 / elapsed_ms;
         self.bytes_per_ms = Some(
             self.bytes_per_ms
                 .map_or(newest, |known| known + NEWEST_SHARE * (newest - known)),
         );
+    }
+
+    /// With how many of a window's `batches` left to begin the next window is to be made ready.
+    pub(crate) fn lead(&self, batches: usize) -> usize {
+        (LEAD * self.readiness * batches as f64) as usize
     }
 
     /// What the next window may take.
@@ -66,18 +80,34 @@ mod tests {
         let mut pace = Pace::new(500, MOST, 1_000);
         assert_eq!(pace.budget().bytes_max, 1_000);
         for _ in 0..50 {
-            pace.observe(2_000, 10.0);
+            pace.observe(2_000, 1.0, 10.0);
         }
         assert_eq!(pace.budget().bytes_max, 100_000);
     }
 
     #[test]
+    fn the_next_window_is_begun_in_time_to_be_ready_and_not_before() {
+        let mut pace = Pace::new(500, MOST, 1_000);
+        for _ in 0..50 {
+            pace.observe(2_000, 1.0, 100.0);
+        }
+        assert_eq!((pace.lead(10), pace.lead(200)), (0, 3));
+        for _ in 0..50 {
+            pace.observe(2_000, 200.0, 100.0);
+        }
+        assert!(
+            pace.lead(10) >= 10,
+            "it takes longer to be made ready than to be run"
+        );
+    }
+
+    #[test]
     fn a_window_is_bounded_whatever_was_measured() {
         let mut pace = Pace::new(500, MOST, 1_000);
-        pace.observe(1 << 30, 0.0);
+        pace.observe(1 << 30, 0.0, 0.0);
         assert_eq!(pace.budget(), MOST);
         let mut pace = Pace::new(500, MOST, 1_000);
-        pace.observe(1, 1e9);
+        pace.observe(1, 0.0, 1e9);
         assert_eq!(pace.budget().bytes_max, 1_000);
     }
 }

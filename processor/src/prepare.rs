@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use schemas::{
     AdmittedJob, AdmittedJobs, Digest, ModelName, ModelTerms, Reason, ReasonCode, Record as _, Tenant,
 };
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 use topics::{Assignment, Partition, Record};
 
 use crate::{
@@ -33,6 +33,8 @@ pub(crate) struct Window {
     pub(crate) taken: Taken,
     /// Its place among the windows under way, until it is committed.
     pub(crate) place: OwnedSemaphorePermit,
+    /// Keeps the next one in the lanes, until the device is nearly done with it.
+    pub(crate) lead: OwnedSemaphorePermit,
 }
 
 /// A window that the device can run.
@@ -43,7 +45,11 @@ pub(crate) struct Prepared {
     pub(crate) batches: Vec<MicroBatch>,
     /// The bytes of the window's records.
     pub(crate) bytes: usize,
+    /// How long it took to make it ready.
+    pub(crate) took_ms: f64,
     pub(crate) place: OwnedSemaphorePermit,
+    /// As in [`Window`].
+    pub(crate) lead: Option<OwnedSemaphorePermit>,
 }
 
 /// What a window turned out to be worth, by which the accounts of its lanes are settled.
@@ -99,8 +105,9 @@ pub(crate) struct MicroBatch {
     pub(crate) alone: bool,
 }
 
-/// Makes `window` ready as of `now_ms`. Texts are tokenized on all cores; those of `suspects` run alone, and before the
-/// others.
+/// Makes `window` ready as of `now_ms`. Texts are tokenized on all cores. Those of `suspects` run alone, and before the
+/// others; then come the tenants that have nothing more waiting, who would gain nothing by coming later: the window is
+/// committed whole, so that a backlog is done no sooner for being first in it.
 pub(crate) fn prepare(
     window: Window,
     models: &BTreeMap<ModelName, Reading>,
@@ -108,7 +115,8 @@ pub(crate) fn prepare(
     batch_tokens_max: usize,
     now_ms: i64,
 ) -> (Prepared, Settlement) {
-    let Window { taken, place } = window;
+    let began = Instant::now();
+    let Window { taken, place, lead } = window;
     let Taken { waiting, backlogged } = taken;
     let bytes = waiting.iter().map(|waiting| waiting.record.size_bytes()).sum();
     let mut works: BTreeMap<Tenant, Work> = BTreeMap::new();
@@ -121,9 +129,10 @@ pub(crate) fn prepare(
         .flat_map_iter(|waiting| read(waiting, models, suspects, now_ms))
         .collect();
     let mut items = Vec::with_capacity(read.len());
-    let mut ready: BTreeMap<ModelName, Vec<Text>> = BTreeMap::new();
+    let mut ready: BTreeMap<(bool, ModelName), Vec<Text>> = BTreeMap::new();
     let mut batches = Vec::new();
     for (index, Read { tenant, item, tokens }) in read.into_iter().enumerate() {
+        let has_more = backlogged.reached.contains_key(&tenant);
         works.entry(tenant).or_default().units += match &item.state {
             ItemState::Ready { tokens, .. } => cost::work_units(*tokens).max(cost::JOB_WORK_MIN),
             ItemState::Failed { .. } | ItemState::Undecodable { .. } => cost::JOB_WORK_MIN,
@@ -135,20 +144,22 @@ pub(crate) fn prepare(
                 tokens,
             };
             match suspects.standing(&job.origin) {
-                Standing::Clear => ready.entry(job.model.clone()).or_default().push(text),
+                Standing::Clear => ready.entry((has_more, job.model.clone())).or_default().push(text),
                 Standing::Suspect | Standing::GivenUp => batches.push(micro_batch(&job.model, [text], true)),
             }
         }
         items.push(item);
     }
-    for (model, texts) in ready {
+    for ((_, model), texts) in ready {
         batches.extend(cut(&model, texts, batch_tokens_max));
     }
     let prepared = Prepared {
         items,
         batches,
         bytes,
+        took_ms: began.elapsed().as_secs_f64() * 1e3,
         place,
+        lead: Some(lead),
     };
     (prepared, Settlement { works, backlogged })
 }

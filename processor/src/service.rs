@@ -13,7 +13,7 @@ use std::{collections::BTreeMap, num::NonZeroUsize, sync::Arc, time::Instant};
 use schemas::{AdmittedJobs, DecodeError, ModelName, ModelTerms, Policies, Pool, Record as _, TopicNames};
 use serde::{Deserialize, Serialize};
 use tokio::{
-    sync::{Semaphore, mpsc, watch},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
     task::{JoinError, JoinSet},
 };
 use tokio_util::sync::CancellationToken;
@@ -36,6 +36,9 @@ use crate::{
 /// Windows between the lanes and their commit: one that is made ready, two on the device, since the cores that are done
 /// with one begin the next, and one that is committed. Every channel on the way has room for all of them.
 const WINDOWS_UNDER_WAY_MAX: usize = 4;
+
+/// Windows that wait for the device: what has left the lanes can no longer be overtaken by a tenant whose turn it is.
+const WINDOWS_AHEAD_MAX: usize = 1;
 
 /// How a processor works.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -218,7 +221,11 @@ impl Service {
             all_bytes_max: self.config.lanes_bytes_max,
         };
         let mut lanes = Lanes::new(limits, self.job_tokens_max);
-        let places = Arc::new(Semaphore::new(WINDOWS_UNDER_WAY_MAX));
+        let (places, leads) = (
+            Semaphore::new(WINDOWS_UNDER_WAY_MAX),
+            Semaphore::new(WINDOWS_AHEAD_MAX),
+        );
+        let (places, leads) = (Arc::new(places), Arc::new(leads));
         loop {
             tokio::select! {
                 biased;
@@ -228,9 +235,8 @@ impl Service {
                     in_force = Arc::clone(&policies.borrow_and_update());
                     lanes.reweigh(|tenant| in_force.weight_of(tenant));
                 }
-                place = Arc::clone(&places).acquire_owned(), if !lanes.is_empty() => {
-                    let place = place.expect("nobody closes it");
-                    let window = Window { taken: lanes.take(*budget.borrow()), place };
+                (lead, place) = wanted(&leads, &places), if !lanes.is_empty() => {
+                    let window = Window { taken: lanes.take(*budget.borrow()), place, lead };
                     if windows.send(window).await.is_err() {
                         return Ok(());
                     }
@@ -292,6 +298,15 @@ impl Service {
             Ok(())
         }
     }
+}
+
+/// Waits until the device will soon want a window, and there is a place for it.
+async fn wanted(
+    leads: &Arc<Semaphore>,
+    places: &Arc<Semaphore>,
+) -> (OwnedSemaphorePermit, OwnedSemaphorePermit) {
+    let permit = async |of: &Arc<Semaphore>| Arc::clone(of).acquire_owned().await.expect("nobody closes it");
+    (permit(leads).await, permit(places).await)
 }
 
 /// Charges the lanes of a window with what it is worth.

@@ -54,6 +54,12 @@ impl Turns {
         self.waiting.is_empty()
     }
 
+    /// How many lanes have an account.
+    #[cfg(test)]
+    pub(crate) fn accounts(&self) -> usize {
+        self.accounts.len()
+    }
+
     /// From now on the lane of `tenant` has work; a lane that is new is of `weight`.
     pub(crate) fn join(&mut self, tenant: &Tenant, weight: NonZeroU32) {
         let reached = self.reached;
@@ -192,7 +198,7 @@ pub(crate) struct Backlogged {
     /// How many.
     pub(crate) lanes: usize,
     /// Those from which it took something, with their weights.
-    pub(crate) reached: Vec<(Tenant, NonZeroU32)>,
+    pub(crate) reached: HashMap<Tenant, NonZeroU32>,
 }
 
 impl Backlogged {

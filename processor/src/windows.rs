@@ -77,7 +77,9 @@ mod tests {
             items: Vec::new(),
             batches: Vec::new(),
             bytes,
+            took_ms: 0.0,
             place: Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap(),
+            lead: None,
         }
     }
 
