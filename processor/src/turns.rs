@@ -1,7 +1,7 @@
 //! Whose turn it is: what each lane was served, by its weight.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     num::{NonZeroU32, NonZeroUsize},
 };
 
@@ -25,15 +25,21 @@ fn served(units: u64, weight: NonZeroU32) -> Served {
 pub(crate) struct Turns {
     accounts: HashMap<Tenant, Account>,
     /// Lanes with work.
-    waiting: BTreeSet<(Served, Tenant)>,
+    waiting: BTreeMap<Place, Tenant>,
     /// Lanes without any, here or unsettled.
-    idle: BTreeSet<(Served, Tenant)>,
+    idle: BTreeMap<Place, Tenant>,
+    /// Accounts that were ever opened.
+    opened: u64,
     /// How much the least served lane with work had been served, at the last turn. It never falls.
     reached: Served,
 }
 
+/// Where a lane stands: how much it was served, and the number of its account. Names would be slower to compare.
+type Place = (Served, u64);
+
 #[derive(Clone)]
 struct Account {
+    number: u64,
     weight: NonZeroU32,
     has_work: bool,
     /// Work that is known, and what the lane missed while it had none.
@@ -45,6 +51,10 @@ struct Account {
 impl Account {
     fn served(&self) -> Served {
         self.settled + served(self.unsettled, self.weight)
+    }
+
+    fn place(&self) -> Place {
+        (self.served(), self.number)
     }
 }
 
@@ -63,11 +73,15 @@ impl Turns {
     /// From now on the lane of `tenant` has work; a lane that is new is of `weight`.
     pub(crate) fn join(&mut self, tenant: &Tenant, weight: NonZeroU32) {
         let reached = self.reached;
-        self.accounts.entry(tenant.clone()).or_insert(Account {
-            weight,
-            has_work: false,
-            settled: reached,
-            unsettled: 0,
+        self.accounts.entry(tenant.clone()).or_insert_with(|| {
+            self.opened += 1;
+            Account {
+                number: self.opened,
+                weight,
+                has_work: false,
+                settled: reached,
+                unsettled: 0,
+            }
         });
         self.change(tenant, |account| {
             if !account.has_work {
@@ -104,7 +118,7 @@ impl Turns {
         Round {
             turns: self,
             lanes_left: lanes_max.get(),
-            lanes: BTreeSet::new(),
+            lanes: BTreeMap::new(),
         }
     }
 
@@ -113,29 +127,24 @@ impl Turns {
         let Some(account) = self.accounts.get_mut(tenant) else {
             return;
         };
-        let mut place = (account.served(), tenant.clone());
-        if !self.waiting.remove(&place) {
-            self.idle.remove(&place);
-        }
+        let place = account.place();
+        let lane = self.waiting.remove(&place).or_else(|| self.idle.remove(&place));
+        let lane = lane.unwrap_or_else(|| tenant.clone());
         change(account);
-        place.0 = account.served();
         if account.has_work {
-            self.waiting.insert(place);
+            self.waiting.insert(account.place(), lane);
         } else if account.unsettled == 0 {
-            self.idle.insert(place);
+            self.idle.insert(account.place(), lane);
         }
     }
 
     /// Drops the accounts of lanes that are as if they had never been.
     fn drop_idle(&mut self) {
-        while self
-            .idle
-            .first()
-            .is_some_and(|(served, _)| *served <= self.reached)
-        {
-            if let Some((_, tenant)) = self.idle.pop_first() {
-                self.accounts.remove(&tenant);
+        while let Some(idle) = self.idle.first_entry() {
+            if idle.key().0 > self.reached {
+                break;
             }
+            self.accounts.remove(&idle.remove());
         }
     }
 }
@@ -146,26 +155,26 @@ pub(crate) struct Round<'a> {
     /// How many lanes it may still reach that it has not.
     lanes_left: usize,
     /// Those that it has reached and that have work, as in [`Turns::waiting`].
-    lanes: BTreeSet<(Served, Tenant)>,
+    lanes: BTreeMap<Place, Tenant>,
 }
 
 impl Round<'_> {
     /// Whose turn it is, if any lane within reach has work.
     pub(crate) fn next(&mut self) -> Option<Tenant> {
-        let least = self.turns.waiting.first()?;
-        self.turns.reached = self.turns.reached.max(least.0);
+        let least = self.turns.waiting.first_key_value()?;
+        self.turns.reached = self.turns.reached.max(least.0.0);
         let next = if self.lanes_left > 0 {
             Some(least)
         } else {
-            self.lanes.first()
+            self.lanes.first_key_value()
         };
         next.map(|(_, tenant)| tenant.clone())
     }
 
     /// The lane of `tenant` had its turn: work that will be `estimate`, about, in work units. Whether it has more?
     pub(crate) fn serve(&mut self, tenant: &Tenant, estimate: u64, has_work: bool) {
-        let mut place = (self.turns.accounts[tenant].served(), tenant.clone());
-        if !self.lanes.remove(&place) {
+        let lane = self.lanes.remove(&self.turns.accounts[tenant].place());
+        if lane.is_none() {
             self.lanes_left -= 1;
         }
         self.turns.change(tenant, |account| {
@@ -173,21 +182,21 @@ impl Round<'_> {
             account.has_work = has_work;
         });
         if has_work {
-            place.0 = self.turns.accounts[tenant].served();
-            self.lanes.insert(place);
+            let place = self.turns.accounts[tenant].place();
+            self.lanes.insert(place, lane.unwrap_or_else(|| tenant.clone()));
         }
     }
 
     /// Ends it. Answers how many lanes had work all through it, and which of them it reached, with their weights.
     pub(crate) fn end(self) -> Backlogged {
         self.turns.drop_idle();
-        let weighed = |(_, tenant): (Served, Tenant)| {
+        let weighed = |tenant: Tenant| {
             let weight = self.turns.accounts[&tenant].weight;
             (tenant, weight)
         };
         Backlogged {
             lanes: self.turns.waiting.len(),
-            reached: self.lanes.into_iter().map(weighed).collect(),
+            reached: self.lanes.into_values().map(weighed).collect(),
         }
     }
 }
