@@ -6,7 +6,7 @@ MODEL := .cache/models/all-MiniLM-L6-v2
 # The demo needs no Kafka client, no cloud and no hub: leaving them out saves minutes of its first build.
 LEAN := --no-default-features
 
-.PHONY: demo test simulate fuzz weights build stories conformance chaos lint arrows docs bench clean
+.PHONY: demo test simulate fuzz weights build stories conformance chaos lint arrows docs bench flood clean
 
 CARGO_TARGET_DIR ?= target
 demo: weights ## Run three tenants' jobs through the whole pipeline
@@ -67,6 +67,10 @@ docs: ## The API documentation, complete and without broken links
 bench: weights ## Side-by-side benchmarks against what a user would pick instead
 	tests/kafka/fetch
 	bench/run all
+
+flood: weights ## See what nine tenants wait while a tenth sends a hundred times as much, on a real Kafka
+	tests/kafka/fetch
+	bench/run flood
 
 clean: ## Remove what was built and fetched
 	cargo clean

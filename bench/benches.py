@@ -1,10 +1,12 @@
 """The benches themselves. `bench/run` starts this under an interpreter that has the packages."""
 
 import argparse
+import json
 import os
 import subprocess
 import sys
 
+import flood
 import jobs
 import report
 from broker import Broker
@@ -21,7 +23,7 @@ def main():
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
     if not args.no_build:
         build()
-    if args.bench in ("embedded", "kafka-model", "all"):
+    if args.bench in ("embedded", "kafka-model", "flood", "all"):
         subprocess.run([sys.executable, ROOT / "models/fetch"], check=True)
     about = report.machine()
     print("\n".join(f"- {what}: {value}" for what, value in about.items()), flush=True)
@@ -195,11 +197,23 @@ def recovery(args):
     report.finish("recovery", took, text + table(["kill -9 of", "seconds to the first new outcome", "at most"], rows))
 
 
+def scheduler(_):
+    """What turns cost with few tenants and with many, nearly all of which have nothing waiting."""
+    command = ["cargo", "test", "--release", "-p", "processor", "--lib", "--", "--ignored", "--nocapture", "what_a_turn_costs"]
+    said = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True).stdout
+    runs = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    few, many = ([run for run in runs if run["tenants"] == tenants] for tenants in (10, 10_000))
+    ratio = median(run["job_ns"] for run in many) / median(run["job_ns"] for run in few)
+    rows = [[f"{of[0]['tenants']} tenants, {of[0]['active']} with work", f"{median(run['job_ns'] for run in of):.0f}", shown] for of, shown in ((few, "1"), (many, f"{ratio:.2f}"))]
+    text = f"records of one job; at most {many[0]['idle_bytes']} bytes for a tenant that has nothing waiting\n\n"
+    report.finish("scheduler", {"runs": runs, "ratio": ratio}, text + table(["", "ns a job", "of few tenants"], rows))
+
+
 def mib(size_bytes):
     return f"{size_bytes / 2**20:.0f}"
 
 
-BENCHES = {"embedded": embedded, "kafka-model": kafka_model, "passthrough": passthrough, "memory": memory, "guarantee": guarantee, "recovery": recovery}
+BENCHES = {"embedded": embedded, "kafka-model": kafka_model, "passthrough": passthrough, "memory": memory, "guarantee": guarantee, "recovery": recovery, "scheduler": scheduler, "flood": flood.flood}
 
 if __name__ == "__main__":
     CACHE.mkdir(parents=True, exist_ok=True)

@@ -18,15 +18,15 @@ SAMPLE = re.compile(r"^(\w+)(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
 class Setup:
     """One configuration of the pipeline: a fresh lake, fresh groups and, by `name`, fresh internal topics."""
 
-    def __init__(self, name, model, *, brokers=None, settings=()):
-        self.name, self.folder = name, WORK / name
+    def __init__(self, name, model, *, brokers=None, settings=(), tenants=TENANTS):
+        self.name, self.folder, self.tenants = name, WORK / name, tenants
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         self.lake, self.settings = self.folder / "lake", settings
         topics = f'path = "{self.folder}/topics.redb"'
         if brokers:
             topics = f'kind = "kafka"\nprefix = "{name}."\nkafka = {{ "bootstrap.servers" = "{brokers}" }}'
-        tenants = "".join(f"[tenants.{tenant}]\npartitions = {PARTITIONS}\n" for tenant in TENANTS)
+        tenants = "".join(f"[tenants.{tenant}]\npartitions = {PARTITIONS}\n" for tenant in tenants)
         self.config = self.folder / "tributary.toml"
         self.config.write_text(
             f"""[topics]
@@ -52,8 +52,8 @@ filter = "warn"
 
     def groups(self):
         """The consumer groups, and how many partitions each has to read, the jobs' aside."""
-        outcomes = len(TENANTS) * PARTITIONS + 1
-        return {f"{self.name}-processor-shared": len(TENANTS) * PARTITIONS, f"{self.name}-sink": outcomes}
+        outcomes = len(self.tenants) * PARTITIONS + 1
+        return {f"{self.name}-processor-shared": len(self.tenants) * PARTITIONS, f"{self.name}-sink": outcomes}
 
     def remove(self):
         shutil.rmtree(self.folder, ignore_errors=True)
