@@ -5,6 +5,6 @@ use schemas::{Record, TenantSet};
 
 libfuzzer_sys::fuzz_target!(|value: &[u8]| {
     if let Ok(set) = TenantSet::decode(value) {
-        fuzz::reads_back(&set);
+        fuzz::reads_back(&set, |bytes| TenantSet::decode(bytes).map(|again| again.encode()));
     }
 });

@@ -109,7 +109,7 @@ pub fn outcomes_read_back(outcomes: &Outcomes<'_>) {
 }
 
 /// What is encoded decodes, to what encodes to the same bytes.
-fn reads_back(
+pub fn reads_back(
     value: &impl schemas::Record,
     encode_again: impl FnOnce(&[u8]) -> Result<Vec<u8>, DecodeError>,
 ) {
