@@ -445,7 +445,7 @@ mod tests {
             bytes_max: usize::MAX,
             lanes_max: NonZeroUsize::new(64).unwrap(),
         };
-        for (tenants, active) in [(10, 10), (10_000, 100), (10, 10), (10_000, 100)] {
+        for (tenants, active) in [(10, 10), (100, 100), (10_000, 10), (10_000, 100)].repeat(2) {
             let mut lanes = Lanes::new(WIDE, usize::MAX);
             let names: Vec<Tenant> = (0..tenants).map(tenant).collect();
             let before_bytes = resident_bytes();
