@@ -434,9 +434,9 @@ mod tests {
     }
 
     /// Prints nanoseconds a job over all that is done here for it, where `active` of `tenants` always have work, in records
-    /// of one job, and what the others take. `bench/run scheduler` runs it.
+    /// of one job, and what the others take.
     #[test]
-    #[ignore = "a measurement"]
+    #[ignore = "a measurement, which `bench/run scheduler` runs"]
     fn what_a_turn_costs() {
         const ROUND_JOBS: usize = 2_000;
         const CHUNK_RECORDS: i64 = 10;

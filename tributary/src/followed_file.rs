@@ -1,13 +1,24 @@
 //! A file that is read again when it changes while services run.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
+use tokio::time::{Interval, MissedTickBehavior, interval};
 use topics::offload;
 
 use crate::{
     config,
     file_watch::{FileWatch, Next, Stamp},
 };
+
+/// How often to look at what may change while services run.
+pub(crate) const LOOK: Duration = Duration::from_secs(1);
+
+/// The times to look at. One that takes long puts the others off.
+pub(crate) fn looks() -> Interval {
+    let mut looks = interval(LOOK);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    looks
+}
 
 /// A file, and what is known of it.
 #[derive(Debug)]

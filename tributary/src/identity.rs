@@ -1,20 +1,17 @@
 //! The keys that tokens are checked with, followed while services run.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use ingest::identity::{Config, Identity, Keys};
-use tokio::{
-    sync::watch,
-    time::{MissedTickBehavior, interval},
-};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::{followed_file::FollowedFile, metric_names};
+use crate::{
+    followed_file::{FollowedFile, looks},
+    metric_names,
+};
 
-/// How often to look at the file. A key that is taken out of it is good for about twice this.
-const LOOK: Duration = Duration::from_secs(1);
-
-/// Keeps the keys in force those of the file.
+/// Keeps the keys in force those of the file. A key that is taken out of it is good for about two looks more.
 pub(crate) struct Follower {
     /// None where no token is demanded.
     followed: Option<(Config, FollowedFile)>,
@@ -55,19 +52,15 @@ impl Follower {
 
     /// Looks again and again until `shutdown`.
     pub(crate) async fn run(mut self, shutdown: CancellationToken) -> anyhow::Result<()> {
-        let mut looks = interval(LOOK);
-        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let look = async {
+        let mut looks = looks();
+        let for_ever = async {
             loop {
                 looks.tick().await;
                 self.look().await;
             }
         };
-        tokio::select! {
-            biased;
-            () = shutdown.cancelled() => Ok(()),
-            () = look => unreachable!("it looks for ever"),
-        }
+        shutdown.run_until_cancelled(for_ever).await;
+        Ok(())
     }
 
     async fn look(&mut self) {

@@ -1,27 +1,22 @@
 //! The thin loop: looks for another set of tenants, and puts it in force or refuses it as a whole.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc};
 
 use anyhow::Context;
 use schemas::{ModelName, Policies, Record as _, TenantSet, Tenants};
-use tokio::{
-    sync::watch,
-    time::{MissedTickBehavior, interval, sleep},
-};
+use tokio::{sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
 use topics::{Error, Retention, TopicSpec, Topics};
 
 use super::{change::Changes, set};
 use crate::{
     config::{Config, ModelSection, TenantsSource},
-    followed_file::FollowedFile,
+    followed_file::{FollowedFile, LOOK, looks},
     health::{Health, State},
     metric_names,
     pipeline::all_topics,
 };
 
-/// How often to look for another set.
-const LOOK: Duration = Duration::from_secs(1);
 /// What `/health` calls the wait for the first set.
 const NAME: &str = "tenants";
 
@@ -98,19 +93,15 @@ impl Follower {
 
     /// Looks again and again until `shutdown`.
     pub(crate) async fn run(mut self, shutdown: CancellationToken) -> anyhow::Result<()> {
-        let mut looks = interval(LOOK);
-        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let look = async {
+        let mut looks = looks();
+        let for_ever = async {
             loop {
                 looks.tick().await;
                 self.look().await;
             }
         };
-        tokio::select! {
-            biased;
-            () = shutdown.cancelled() => Ok(()),
-            () = look => unreachable!("it looks for ever"),
-        }
+        shutdown.run_until_cancelled(for_ever).await;
+        Ok(())
     }
 
     async fn look(&mut self) {
