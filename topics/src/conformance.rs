@@ -56,6 +56,7 @@ macro_rules! conformance_tests {
             a_member_that_left_commits_nothing
             more_partitions_are_added_and_read
             lag_is_what_the_group_has_yet_to_commit
+            a_group_that_has_done_all_records_of_commits_has_no_lag
             the_last_record_is_told_to_anybody
             a_topic_that_keeps_records_for_another_time_is_none_the_less_itself
             a_record_of_five_megabytes_passes
@@ -689,6 +690,30 @@ pub async fn lag_is_what_the_group_has_yet_to_commit(place: &Place) {
         .collect();
     member.reader.commit(&rest).await.unwrap();
     assert_eq!(place.second.lag(&group, &subscription).await.unwrap(), 0);
+}
+
+/// What a commit leaves on a topic behind its records, as Kafka's transactions do, is no lag.
+pub async fn a_group_that_has_done_all_records_of_commits_has_no_lag(place: &Place) {
+    let names = Names::new();
+    let (input, work) = (
+        names.topic(&place.first, "in", 1).await,
+        names.topic(&place.first, "work", 2).await,
+    );
+    append(&place.first, vec![at(&input, 0, "go")]).await;
+    let mut stage = Member::stage(&place.first, &names.group("stage"), &only(&input)).await;
+    let chunk = stage.chunk().await;
+    let appends = (0..10).map(|n| at(&work, n % 2, &n.to_string())).collect();
+    stage.commit(vec![step(&chunk, appends)]).await;
+    let group = names.group("g");
+    let mut member = Member::reader(&place.second, &group, &only(&work)).await;
+    let read = member.read(10).await;
+    assert!(place.first.lag(&group, &only(&work)).await.unwrap() >= 10);
+    let ends = read
+        .iter()
+        .map(|(partition, record)| (partition.clone(), record.offset + 1));
+    let ends: Progress = ends.collect();
+    member.reader.commit(&ends).await.unwrap();
+    assert_eq!(place.first.lag(&group, &only(&work)).await.unwrap(), 0);
 }
 
 /// The last record, and how many partitions a topic has, are told without any group, also where there is nothing.

@@ -60,7 +60,7 @@ pub struct KafkaTopics {
     ids: TopicIds,
     /// One client a group, for measuring its lag without joining it.
     observers: Mutex<HashMap<String, Arc<BaseConsumer<Complaints>>>>,
-    /// Reads last records, one at a time; made when the first is asked for.
+    /// Reads what stands at the end of topics, one at a time; made when the first is asked for.
     looker: Arc<Mutex<Option<last::Looker>>>,
 }
 
@@ -108,6 +108,23 @@ impl KafkaTopics {
         let (ids, complaints) = (self.ids.clone(), self.complaints.clone());
         let group = group.to_owned();
         blocking(move || KafkaReader::join(&config, group, &subscription, ids, complaints)).await
+    }
+
+    /// Has the looker look, once whoever uses it now is done.
+    async fn look<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&last::Looker) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let (looker, config) = (Arc::clone(&self.looker), self.settings.consumer(last::GROUP));
+        let complaints = self.complaints.clone();
+        blocking(move || {
+            let mut looker = looker.lock().expect("no holder of this lock panics");
+            if looker.is_none() {
+                *looker = Some(last::Looker::new(config, complaints)?);
+            }
+            look(looker.as_ref().expect("it was just made"))
+        })
+        .await
     }
 
     fn observer(&self, group: &str) -> Result<Arc<BaseConsumer<Complaints>>, Error> {
@@ -183,7 +200,13 @@ impl Topics for KafkaTopics {
 
     async fn lag(&self, group: &str, subscription: &Subscription) -> Result<u64, Error> {
         let (observer, subscription) = (self.observer(group)?, subscription.clone());
-        blocking(move || admin::lag(&observer, &subscription)).await
+        let admin::Lag { offsets, begins } = blocking(move || admin::lag(&observer, &subscription)).await?;
+        for (topic, begins) in begins {
+            if self.look(move |looker| looker.any_from(&topic, &begins)).await? {
+                return Ok(offsets);
+            }
+        }
+        Ok(0)
     }
 
     async fn partitions(&self, topics: &[TopicName]) -> Result<BTreeMap<TopicName, u32>, Error> {
@@ -200,17 +223,11 @@ impl Topics for KafkaTopics {
     async fn last(&self, topic: &TopicName) -> Result<Option<Record>, Error> {
         self.reach().await?;
         let (client, topic) = (Arc::clone(&self.client), topic.clone());
-        let (looker, config) = (Arc::clone(&self.looker), self.settings.consumer(last::GROUP));
-        let complaints = self.complaints.clone();
-        blocking(move || {
+        self.look(move |looker| {
             if describe(&client, std::slice::from_ref(&topic))?.is_empty() {
                 return Ok(None);
             }
-            let mut looker = looker.lock().expect("no holder of this lock panics");
-            if looker.is_none() {
-                *looker = Some(last::Looker::new(config, complaints)?);
-            }
-            looker.as_ref().expect("it was just made").last(&topic)
+            looker.last(&topic)
         })
         .await
     }

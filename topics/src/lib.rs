@@ -61,8 +61,8 @@ pub trait Topics: Send + Sync {
     /// A way to append without reading anything.
     async fn appender(&self) -> Result<Box<dyn Appender>, Error>;
 
-    /// How many records of `subscription` the group has yet to commit, over all partitions. On Kafka transaction markers
-    /// count too, so it may stay above zero.
+    /// How many records of `subscription` the group has yet to commit, over all partitions. On Kafka the markers of
+    /// transactions among them count too; without any record it is zero.
     async fn lag(&self, group: &str, subscription: &Subscription) -> Result<u64, Error>;
 
     /// How many partitions each of `topics` has; those that do not exist are missing.

@@ -191,9 +191,17 @@ fn check(results: &[TopicResult], harmless: RDKafkaErrorCode, what: &str) -> Res
     Ok(())
 }
 
-/// How many offsets `group` has yet to commit; see [`crate::Topics::lag`]. `client` has the group's id and is not its
-/// member.
-pub(super) fn lag(client: &BaseConsumer<Complaints>, subscription: &Subscription) -> Result<u64, Error> {
+/// Where a group that reads `subscription` has more to commit; see [`crate::Topics::lag`].
+#[derive(Debug, Default)]
+pub(super) struct Lag {
+    /// How many offsets, whatever stands there.
+    pub(super) offsets: u64,
+    /// From where on, by topic and partition.
+    pub(super) begins: BTreeMap<String, Vec<(i32, i64)>>,
+}
+
+/// How far a group is behind. `client` has the group's id and is not its member.
+pub(super) fn lag(client: &BaseConsumer<Complaints>, subscription: &Subscription) -> Result<Lag, Error> {
     let failed = |error: KafkaError| failed("measure the lag", &error);
     let metadata = client.fetch_metadata(None, ANSWER_LIMIT).map_err(failed)?;
     let mut partitions = Vec::new();
@@ -208,7 +216,7 @@ pub(super) fn lag(client: &BaseConsumer<Complaints>, subscription: &Subscription
         }
     }
     if partitions.is_empty() {
-        return Ok(0);
+        return Ok(Lag::default());
     }
     let committed = client
         .committed_offsets(list(&partitions, Offset::Invalid), ANSWER_LIMIT)
@@ -232,10 +240,15 @@ pub(super) fn lag(client: &BaseConsumer<Complaints>, subscription: &Subscription
             .offsets_for_times(list(&partitions, Offset::End), ANSWER_LIMIT)
             .map_err(failed)?,
     );
-    let behind = ends
-        .iter()
-        .map(|(place, end)| begins.get(place).map_or(0, |begin| (end - begin).max(0)));
-    Ok(behind.map(i64::unsigned_abs).sum())
+    let mut lag = Lag::default();
+    for (place, end) in ends {
+        let begin = begins.get(&place).copied().unwrap_or(end);
+        if begin < end {
+            lag.offsets += begin.abs_diff(end);
+            lag.begins.entry(place.0).or_default().push((place.1, begin));
+        }
+    }
+    Ok(lag)
 }
 
 /// In the place of a time, [`Offset::Beginning`] and [`Offset::End`] stand for the first and the next offset.

@@ -1,6 +1,9 @@
-//! The last record of a topic, read without being a member of a group.
+//! What stands at the end of topics, read without being a member of a group.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::HashSet,
+    time::{Duration, Instant},
+};
 
 use rdkafka::{
     ClientConfig, Offset, TopicPartitionList,
@@ -60,6 +63,43 @@ impl Looker {
         }
         self.0.unassign().map_err(failed)?;
         Ok(found)
+    }
+
+    /// Whether `topic` has a record from any of these offsets of its partitions on.
+    pub(super) fn any_from(&self, topic: &str, begins: &[(i32, i64)]) -> Result<bool, Error> {
+        let failed = |error: KafkaError| failed(&format!("look for records of `{topic}`"), &error);
+        let mut places = TopicPartitionList::new();
+        for (partition, begin) in begins {
+            places
+                .add_partition_offset(topic, *partition, Offset::Offset(*begin))
+                .map_err(failed)?;
+        }
+        self.0.assign(&places).map_err(failed)?;
+        let found = self.find_before_the_ends(topic, begins.len());
+        self.0.unassign().map_err(failed)?;
+        found
+    }
+
+    /// Whether a record comes before the ends of so many assigned partitions are reached.
+    fn find_before_the_ends(&self, topic: &str, partitions: usize) -> Result<bool, Error> {
+        let (began, mut ended) = (Instant::now(), HashSet::new());
+        while began.elapsed() < ANSWER_LIMIT {
+            match self.0.poll(POLL) {
+                None => {}
+                Some(Ok(_)) => return Ok(true),
+                Some(Err(KafkaError::PartitionEOF(partition))) => {
+                    ended.insert(partition);
+                    if ended.len() == partitions {
+                        return Ok(false);
+                    }
+                }
+                Some(Err(error)) => worth_telling(&error).map_or(Ok(()), Err)?,
+            }
+        }
+        Err(Error::Unavailable {
+            what: format!("look for records of `{topic}`"),
+            detail: format!("neither one nor the end came within {} s", ANSWER_LIMIT.as_secs()),
+        })
     }
 
     /// The last of the records from where the consumer stands to the end.
