@@ -26,6 +26,7 @@ pub fn policies() -> Policies {
         topics: names(),
         tenants: BTreeMap::from([(Tenant::new("acme").unwrap(), tenant)]),
         models: BTreeMap::from([(ModelName::new("minilm").unwrap(), terms)]),
+        pools: BTreeMap::new(),
         input_bytes_max: 10_000,
         currency: "USD".to_owned(),
     }

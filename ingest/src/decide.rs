@@ -278,6 +278,13 @@ fn check_model(
             ReasonCode::ModelNotAllowed,
             format!("the tenant may not use model `{model}`"),
         )),
+        _ if !policies.has_model(&policy.pool, &model) => Err(Reason::new(
+            ReasonCode::ModelNotAllowed,
+            format!(
+                "the processors of the tenant's pool, `{}`, do not have model `{model}`",
+                policy.pool
+            ),
+        )),
         _ => Ok(model),
     }
 }
@@ -398,7 +405,7 @@ mod tests {
 
     use bytes::Bytes;
     use proptest::prelude::*;
-    use schemas::{ModelTerms, Task, TopicId, TopicName, TopicNames};
+    use schemas::{ModelTerms, Pool, Task, TopicId, TopicName, TopicNames};
     use topics::{Header, TopicRef};
 
     use super::*;
@@ -426,6 +433,7 @@ mod tests {
                 ),
             ]),
             models: BTreeMap::from([(minilm, terms.clone()), (ModelName::new("bge").unwrap(), terms)]),
+            pools: BTreeMap::new(),
             input_bytes_max: 1_000,
             currency: "USD".to_owned(),
         }
@@ -643,6 +651,29 @@ mod tests {
             assert_eq!((tenant.as_str(), code), ("globex", expected), "{fields:.80}");
             assert!(message.contains(complaint), "{fields:.80}: {message}");
         }
+    }
+
+    #[test]
+    fn a_job_for_a_model_that_its_pool_does_not_have_is_rejected_and_one_of_another_pool_is_not() {
+        let mut policies = policies();
+        let (gold, minilm) = (Pool::new("gold").unwrap(), ModelName::new("minilm").unwrap());
+        policies.pools = BTreeMap::from([(gold.clone(), BTreeSet::from([minilm]))]);
+        let job = record(r#"{"id":"a","model":"bge","input":"x"}"#.to_owned());
+        assert!(matches!(
+            decide_under(&policies, "jobs.acme", &job),
+            Decision::Admit(_)
+        ));
+        policies
+            .tenants
+            .get_mut(&Tenant::new("acme").unwrap())
+            .unwrap()
+            .pool = gold;
+        let Decision::Reject(outcome) = decide_under(&policies, "jobs.acme", &job) else {
+            panic!("not rejected")
+        };
+        let reason = outcome.row.verdict.reason().unwrap();
+        assert_eq!(reason.code, ReasonCode::ModelNotAllowed);
+        assert!(reason.message.contains("pool, `gold`"), "{}", reason.message);
     }
 
     #[test]

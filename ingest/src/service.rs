@@ -352,6 +352,7 @@ mod tests {
             topics: TopicNames::new(&TopicName::new("jobs").unwrap(), "tributary.").unwrap(),
             tenants: BTreeMap::from([(Tenant::new("acme").unwrap(), TenantPolicy::default())]),
             models: BTreeMap::from([(ModelName::new("minilm").unwrap(), terms)]),
+            pools: BTreeMap::new(),
             input_bytes_max: 1_000,
             currency: "USD".to_owned(),
         }

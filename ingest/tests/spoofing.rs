@@ -162,6 +162,7 @@ fn policies() -> Policies {
         topics: TopicNames::new(&TopicName::new("jobs").unwrap(), "tributary.").unwrap(),
         tenants: tenants.into(),
         models: BTreeMap::from([(ModelName::new("minilm").unwrap(), terms)]),
+        pools: BTreeMap::new(),
         input_bytes_max: 1_000,
         currency: "USD".to_owned(),
     }

@@ -404,6 +404,7 @@ mod tests {
             topics: names,
             tenants: Tenants::new(),
             models: BTreeMap::from([(name.clone(), served.terms.clone())]),
+            pools: BTreeMap::new(),
             input_bytes_max: 1_000,
             currency: "USD".to_owned(),
         };

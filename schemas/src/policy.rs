@@ -37,6 +37,8 @@ pub struct Policies {
     pub tenants: Tenants,
     /// The known models.
     pub models: BTreeMap<ModelName, ModelTerms>,
+    /// The models that the processors of a pool have; those of one that is not here have all.
+    pub pools: BTreeMap<Pool, BTreeSet<ModelName>>,
     /// The most bytes that the texts of a job may have.
     pub input_bytes_max: usize,
     /// ISO 4217, such as `USD`: the currency of every price.
@@ -93,6 +95,11 @@ impl Policies {
     /// How many partitions the outcomes topic of `tenant` has; that of an unknown or the reserved tenant has one.
     pub fn partitions_of(&self, tenant: &Tenant) -> u32 {
         self.tenants.get(tenant).map_or(1, |policy| policy.partitions)
+    }
+
+    /// Whether the processors of `pool` have `model`.
+    pub fn has_model(&self, pool: &Pool, model: &ModelName) -> bool {
+        self.pools.get(pool).is_none_or(|models| models.contains(model))
     }
 
     /// The weight of `tenant`; that of one that is not known any more is 1.

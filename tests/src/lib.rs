@@ -6,9 +6,11 @@ pub mod cluster;
 pub mod invariants;
 mod kafka;
 mod link;
+mod producer;
 mod s3;
 pub mod simulator;
 
 pub use kafka::KafkaServer;
 pub use link::Link;
+pub use producer::Producer;
 pub use s3::VersityGw;

@@ -83,8 +83,8 @@ struct Scene {
     lake: Arc<InMemory>,
     /// All tenants that there are.
     policies: Policies,
-    /// Some or all of them, as of now.
-    in_force: watch::Sender<Arc<Policies>>,
+    /// Some or all of them, in one pool or the other, as the slots of each number know them now.
+    in_force: [watch::Sender<Arc<Policies>>; slots::INSTANCES],
 }
 
 async fn simulate(plan: &Plan) -> Ran {
@@ -93,10 +93,12 @@ async fn simulate(plan: &Plan) -> Ran {
         topics: LocalTopics::in_memory(),
         lake: Arc::new(InMemory::new()),
         policies: policies(),
-        in_force: watch::Sender::new(Arc::new(policies())),
+        in_force: [(); slots::INSTANCES].map(|()| watch::Sender::new(Arc::new(policies()))),
     });
     let names = &scene.policies.topics;
-    let mut specs = ingest::Service::topic_specs(&scene.policies);
+    let mut specs: Vec<_> = pools()
+        .flat_map(|pool| ingest::Service::topic_specs(&moved(&scene.policies, &pool)))
+        .collect();
     specs.extend([names.jobs(), names.jobs_of(&acme())].map(of_jobs));
     scene.topics.ensure(&specs).await.expect("nothing fails here");
     let slots = slots::open(&scene);
@@ -119,7 +121,8 @@ async fn simulate(plan: &Plan) -> Ran {
 }
 
 /// Puts jobs on the topics, in bursts, past the faults: producers are not what is tested. Now and then, when all jobs were
-/// read, their topic is deleted and created again. Tenants come and go between the bursts, while jobs are under way.
+/// read, their topic is deleted and created again. Tenants come and go between the bursts, and move from pool to pool, while jobs
+/// are under way.
 async fn produce(scene: &Scene, seed: u64) -> Expected {
     let mut random = fastrand::Rng::with_seed(seed ^ 0x6a6f_6273);
     let producer = scene.topics.appender().await.expect("nothing fails here");
@@ -163,10 +166,11 @@ async fn produce(scene: &Scene, seed: u64) -> Expected {
         for appended in producer.append(burst.collect()).await {
             appended.expect("nothing fails here");
         }
-        scene
-            .in_force
-            .send_replace(Arc::new(reloaded(&scene.policies, &mut random)));
-        tokio::time::sleep(Duration::from_millis(random.u64(0..3_000))).await;
+        let reloaded = Arc::new(reloaded(&scene.policies, &mut random));
+        for in_force in &scene.in_force {
+            in_force.send_replace(Arc::clone(&reloaded));
+            tokio::time::sleep(Duration::from_millis(random.u64(0..3_000))).await;
+        }
         let subscription = ingest::Service::subscription(&scene.policies);
         let jobs_wait = scene.topics.lag(slots::INGEST, &subscription);
         if random.u8(0..10) == 0 && jobs_wait.await.expect("nothing fails here") == 0 {
@@ -182,14 +186,28 @@ async fn produce(scene: &Scene, seed: u64) -> Expected {
 }
 
 /// Without some of the tenants, as a reload leaves them: their jobs are rejected, and what is under way goes on. The others
-/// have new weights.
+/// have new weights, and new jobs of theirs go to a pool that may be another than before.
 fn reloaded(policies: &Policies, random: &mut fastrand::Rng) -> Policies {
     let mut reloaded = policies.clone();
     reloaded.tenants.retain(|_, _| random.u8(0..4) > 0);
     for policy in reloaded.tenants.values_mut() {
         policy.weight = NonZeroU32::new(random.u32(1..4)).expect("not zero");
+        policy.pool = pools().nth(random.usize(0..2)).expect("one of two");
     }
     reloaded
+}
+
+/// With all tenants in `pool`.
+fn moved(policies: &Policies, pool: &Pool) -> Policies {
+    let mut moved = policies.clone();
+    for policy in moved.tenants.values_mut() {
+        policy.pool = pool.clone();
+    }
+    moved
+}
+
+fn pools() -> impl Iterator<Item = Pool> {
+    [Pool::default(), Pool::new("gold").expect("a name")].into_iter()
 }
 
 fn of_jobs(name: TopicName) -> ::topics::TopicSpec {
@@ -222,18 +240,18 @@ async fn settle(scene: &Scene) -> Result<(), String> {
 
 /// The records that some stage has yet to commit.
 async fn waiting(scene: &Scene) -> u64 {
-    let (policies, pool) = (&scene.policies, Pool::default());
-    let stages = [
+    let policies = &scene.policies;
+    let mut stages = vec![
         (slots::INGEST.to_owned(), ingest::Service::subscription(policies)),
-        (
-            format!("{}-{pool}", slots::PROCESSOR),
-            processor::Service::subscription(&pool, &policies.topics),
-        ),
         (
             slots::SINK.to_owned(),
             sink::Service::subscription(&policies.topics),
         ),
     ];
+    stages.extend(pools().map(|pool| {
+        let subscription = processor::Service::subscription(&pool, &policies.topics);
+        (format!("{}-{pool}", slots::PROCESSOR), subscription)
+    }));
     let mut waiting = 0;
     for (group, subscription) in stages {
         waiting += scene
@@ -286,6 +304,7 @@ fn policies() -> Policies {
             (Tenant::new("globex").expect("a name"), tenant),
         ]),
         models: BTreeMap::from([(minilm(), terms)]),
+        pools: BTreeMap::new(),
         input_bytes_max: 1_000,
         currency: "USD".to_owned(),
     }

@@ -148,7 +148,7 @@ pub(crate) enum TenantsCommand {
         /// The tenants file
         #[arg(value_name = "FILE")]
         file: PathBuf,
-        /// Change partitions and pools too: only while all services are stopped and nothing of those tenants is under way
+        /// Change partitions too: only while all services are stopped and nothing of those tenants is under way
         #[arg(long)]
         at_rest: bool,
     },

@@ -1,7 +1,7 @@
 //! The configuration: a commented default compiled in, a file, the environment, flags, in that order.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     num::NonZeroUsize,
     path::{Path, PathBuf},
 };
@@ -37,6 +37,8 @@ pub(crate) struct Config {
     pub(crate) topics: TopicsSection,
     #[serde(default)]
     pub(crate) models: BTreeMap<ModelName, ModelSection>,
+    #[serde(default)]
+    pub(crate) pools: BTreeMap<Pool, PoolSection>,
     #[serde(default)]
     pub(crate) tenants: Tenants,
     pub(crate) identity: ingest::identity::Config,
@@ -138,6 +140,15 @@ pub(crate) struct ModelSection {
     pub(crate) dtype: processor::model::Dtype,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) tokens_max: Option<usize>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct PoolSection {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) models: Option<BTreeSet<ModelName>>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) prices: BTreeMap<ModelName, Decimal>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -254,17 +265,24 @@ impl Config {
 
     fn validate(&self) -> anyhow::Result<()> {
         for (name, model) in &self.models {
-            let price = model.price_per_device_second.normalize();
-            if price.is_sign_negative() || price.scale() > PRICE_DECIMALS_MAX {
+            let setting = format!("models.{name}.price_per_device_second");
+            check_price(&setting, model.price_per_device_second)?;
+        }
+        for (name, pool) in &self.pools {
+            let mut named = pool.models.iter().flatten().chain(pool.prices.keys());
+            if let Some(unknown) = named.find(|model| !self.models.contains_key(model)) {
                 bail!(
-                    "models.{name}.price_per_device_second is {price}: it must not be negative, and have at most {PRICE_DECIMALS_MAX} decimals"
+                    "pools.{name} names model `{unknown}`, which is not configured: add [models.{unknown}]"
                 );
+            }
+            for (model, price) in &pool.prices {
+                check_price(&format!("pools.{name}.prices.{model}"), *price)?;
             }
         }
         if let Err(mistake) = self.identity.check() {
             bail!("{mistake}");
         }
-        if let Err(mistake) = tenants::check(&self.tenants, &self.models) {
+        if let Err(mistake) = tenants::check(&self.tenants, self) {
             bail!("{mistake}");
         }
         TopicNames::new(&self.topics.jobs, &self.topics.prefix).context("topics.jobs or topics.prefix")?;
@@ -305,9 +323,34 @@ impl Config {
                 .iter()
                 .map(|(name, section)| (name.clone(), section.terms()))
                 .collect(),
+            pools: self
+                .pools
+                .iter()
+                .filter_map(|(pool, section)| Some((pool.clone(), section.models.clone()?)))
+                .collect(),
             input_bytes_max: self.input_bytes_max,
             currency: self.currency.clone(),
         }
+    }
+
+    /// The models that the processors of `pool` have.
+    pub(crate) fn models_of(&self, pool: &Pool) -> BTreeMap<ModelName, ModelSection> {
+        let section = self.pools.get(pool);
+        let has = |model: &ModelName| {
+            section
+                .and_then(|section| section.models.as_ref())
+                .is_none_or(|models| models.contains(model))
+        };
+        let models = self.models.iter().filter(|(name, _)| has(name));
+        let priced = models.map(|(name, model)| {
+            let price = section.and_then(|section| section.prices.get(name));
+            let model = ModelSection {
+                price_per_device_second: price.copied().unwrap_or(model.price_per_device_second),
+                ..model.clone()
+            };
+            (name.clone(), model)
+        });
+        priced.collect()
     }
 
     /// The configuration as TOML, with secrets replaced.
@@ -371,6 +414,16 @@ impl ProcessorSection {
             lanes_bytes_max: self.lanes_bytes_max,
         }
     }
+}
+
+fn check_price(setting: &str, price: Decimal) -> anyhow::Result<()> {
+    let price = price.normalize();
+    if price.is_sign_negative() || price.scale() > PRICE_DECIMALS_MAX {
+        bail!(
+            "{setting} is {price}: it must not be negative, and have at most {PRICE_DECIMALS_MAX} decimals"
+        );
+    }
+    Ok(())
 }
 
 /// The text of a file whose `kind` is told where it cannot be read.
@@ -541,6 +594,30 @@ mod tests {
         assert!(complaint("[tenants.acme]\nmodels = ['x']\n").contains("[models.x]"));
         let price = "[models.m]\nsource = 'x'\nprice_per_device_second = '0.0000000001'\n";
         assert!(complaint(price).contains("at most 9 decimals"));
+    }
+
+    #[test]
+    fn a_pool_has_the_models_and_prices_that_it_says_and_otherwise_those_of_all() {
+        let model = |name| format!("[models.{name}]\nsource = 'x'\nprice_per_device_second = '1.5'\n");
+        let models = [model("small"), model("large")].concat();
+        let gold = "[pools.gold]\nmodels = ['large']\nprices = { large = '4' }\n";
+        let config = load(&[&models, gold].concat(), &[]).unwrap();
+        let of = |pool| {
+            let models = config.models_of(&Pool::new(pool).unwrap()).into_iter();
+            models
+                .map(|(name, model)| format!("{name} at {}", model.price_per_device_second))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(of("gold"), ["large at 4"]);
+        assert_eq!(of("shared"), ["large at 1.5", "small at 1.5"]);
+        for (pool, problem) in [
+            ("models = ['huge']", "pools.gold names model `huge`"),
+            ("prices = { huge = '4' }", "pools.gold names model `huge`"),
+            ("prices = { large = '-4' }", "pools.gold.prices.large is -4"),
+        ] {
+            let complaint = complaint(&format!("{models}[pools.gold]\n{pool}\n"));
+            assert!(complaint.contains(problem), "{pool}: {complaint}");
+        }
     }
 
     #[test]

@@ -1,9 +1,6 @@
 //! Puts services together: the chosen ones, on the configured topics, supervised.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use anyhow::{Context, bail};
 use ingest::{HttpDoor, identity::Identity};
@@ -14,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use topics::{TopicSpec, Topics, local::LocalTopics};
 
 use crate::{
-    config::{Config, Delivery, TenantsSource, TopicsKind},
+    config::{Config, Delivery, TopicsKind},
     health::{Health, State},
     http, identity, shutdown,
     supervise::keep_running,
@@ -234,8 +231,8 @@ async fn processor(
     topics: Arc<dyn Topics>,
     policies: watch::Receiver<Arc<Policies>>,
 ) -> anyhow::Result<processor::Service> {
-    let wanted = models_of_pool(config);
-    let (models, device) = (config.models.clone(), config.processor.device);
+    let models = config.models_of(&config.processor.pool);
+    let device = config.processor.device;
     // Processors that share a working directory are of other pools or instances.
     let name = format!("{}-{}", config.processor.pool, config.topics.instance);
     let folder = config.processor.attempts_path.join(name);
@@ -246,8 +243,8 @@ async fn processor(
         )
     })?;
     let load = move || -> anyhow::Result<BTreeMap<ModelName, processor::Served>> {
-        let wanted = models.into_iter().filter(|(name, _)| wanted.contains(name));
-        wanted
+        models
+            .into_iter()
             .map(|(name, section)| {
                 let began = std::time::Instant::now();
                 let model = processor::model::load(&name, &section.model(), device)?;
@@ -265,19 +262,4 @@ async fn processor(
         attempts,
         uuid::Uuid::new_v4().simple().to_string(),
     ))
-}
-
-/// The models that some tenant of this processor's pool may use; all of them where tenants may change.
-fn models_of_pool(config: &Config) -> BTreeSet<ModelName> {
-    let all = || config.models.keys().cloned().collect();
-    if config.tenants_source() != TenantsSource::Fixed {
-        return all();
-    }
-    let tenants = config
-        .tenants
-        .values()
-        .filter(|tenant| tenant.pool == config.processor.pool);
-    tenants
-        .flat_map(|tenant| tenant.models.clone().unwrap_or_else(all))
-        .collect()
 }

@@ -12,6 +12,7 @@ mod acls;
 mod change;
 mod command;
 mod follow;
+mod left_behind;
 mod set;
 mod store_policy;
 

@@ -10,25 +10,22 @@
 
 use std::{
     collections::BTreeMap,
-    io::{BufRead, BufReader},
-    process::{Child, Command, Stdio},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    thread::{self, JoinHandle},
+    thread,
     time::{Duration, Instant},
 };
 
 use clap::{Parser, ValueEnum};
-use stories::cluster::{Cluster, Instance, TENANTS, python, root, text};
+use stories::{
+    Producer,
+    cluster::{Cluster, Instance, TENANTS, text},
+};
 
 /// Instances of each service.
 const INSTANCES: usize = 2;
 /// A service that is stopped for longer than this is taken for dead by its group.
 const SESSION: Duration = Duration::from_secs(10);
 /// As many as let a run of the usual kills see the usual jobs.
-const JOBS_PER_SECOND: &str = "500";
+const JOBS_PER_SECOND: u64 = 500;
 
 /// Kills, stops and restarts services, broker and store while jobs come in; at the end each job must have one outcome.
 #[derive(Parser)]
@@ -103,7 +100,7 @@ fn main() {
     for instance in &instances {
         spawn(&mut cluster, *instance, &of(*instance, &settings), true);
     }
-    let mut producer = Producer::start(&cluster);
+    let mut producer = Producer::start(&cluster, &TENANTS, JOBS_PER_SECOND);
     println!("logs: {}", cluster.keep_logs(true).display());
     let mut random = fastrand::Rng::with_seed(options.seed);
     let mut blows: BTreeMap<Blow, u64> = BTreeMap::new();
@@ -222,59 +219,5 @@ fn spawn(cluster: &mut Cluster, instance: Instance, more: &[String], wait: bool)
         cluster.spawn(instance, &more);
     } else {
         cluster.spawn_only(instance, &more);
-    }
-}
-
-/// Puts jobs on the shared topic until told to end, each once.
-struct Producer {
-    process: Child,
-    produced: Arc<AtomicU64>,
-    listener: JoinHandle<()>,
-}
-
-impl Producer {
-    fn start(cluster: &Cluster) -> Self {
-        let mut process = Command::new(python())
-            .arg(root().join("tests/readers/keep_producing.py"))
-            .args([
-                &cluster.kafka.bootstrap_servers(),
-                "jobs",
-                &TENANTS.join(","),
-                JOBS_PER_SECOND,
-            ])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let produced = Arc::new(AtomicU64::new(0));
-        let (count, lines) = (
-            Arc::clone(&produced),
-            BufReader::new(process.stdout.take().unwrap()).lines(),
-        );
-        let listener = thread::spawn(move || {
-            for line in lines.map_while(Result::ok) {
-                count.store(line.parse().unwrap(), Ordering::Relaxed);
-            }
-        });
-        Self {
-            process,
-            produced,
-            listener,
-        }
-    }
-
-    fn produced(&mut self) -> u64 {
-        assert!(self.process.try_wait().unwrap().is_none(), "the producer ended");
-        self.produced.load(Ordering::Relaxed)
-    }
-
-    fn end(mut self) -> u64 {
-        drop(self.process.stdin.take());
-        assert!(
-            self.process.wait().unwrap().success(),
-            "not every job could be produced"
-        );
-        self.listener.join().unwrap();
-        self.produced.load(Ordering::Relaxed)
     }
 }

@@ -102,6 +102,7 @@ async fn main() {
         topics: names,
         tenants: Tenants::new(),
         models: BTreeMap::new(),
+        pools: BTreeMap::new(),
         input_bytes_max: 1_000,
         currency: "USD".to_owned(),
     };

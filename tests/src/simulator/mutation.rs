@@ -24,11 +24,13 @@ pub enum Mutation {
     ReverseOutcomes,
     /// The processor commits a window before the one that came first.
     CommitWindowsOutOfOrder,
+    /// Outcomes say that all work went the same way.
+    ForgetRoutes,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::CommitBeforeWriting,
         Self::IgnoreIntents,
         Self::TrustAlreadyExists,
@@ -38,6 +40,7 @@ impl Mutation {
         Self::DecideTwice,
         Self::ReverseOutcomes,
         Self::CommitWindowsOutOfOrder,
+        Self::ForgetRoutes,
     ];
 }
 

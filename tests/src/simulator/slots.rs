@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use ingest::identity::Identity;
 use processor::model::{DeviceChoice, load};
-use schemas::Pool;
+use schemas::{Policies, Pool};
 use sink::Store;
 use tokio::{
     sync::watch,
@@ -12,7 +12,7 @@ use tokio::{
 };
 
 use super::{
-    Scene, minilm,
+    Scene, minilm, pools,
     store::GatedStore,
     topics::GatedTopics,
     world::{FROZEN_FOR_MAX, Instance, Life},
@@ -23,8 +23,26 @@ pub(super) const PROCESSOR: &str = "processor";
 pub(super) const SINK: &str = "sink";
 /// How long a supervisor waits before it starts a service again.
 const START_AFTER: Duration = Duration::from_millis(200);
-/// Instances of each service.
-const INSTANCES: usize = 2;
+/// Instances of each service, of processors in each pool.
+pub(super) const INSTANCES: usize = 2;
+
+/// What a slot runs.
+#[derive(Clone)]
+enum Stage {
+    Ingest,
+    Processor(Pool),
+    Sink,
+}
+
+impl Stage {
+    fn name(&self) -> String {
+        match self {
+            Self::Ingest => INGEST.to_owned(),
+            Self::Processor(pool) => format!("{PROCESSOR}-{pool}"),
+            Self::Sink => SINK.to_owned(),
+        }
+    }
+}
 
 /// How a service ended: by itself, with an error that starting over may help, or with one that it cannot help.
 enum End {
@@ -36,24 +54,22 @@ enum End {
 /// Opens the slots of all services. They run until what is given back is dropped.
 pub(super) fn open(scene: &Arc<Scene>) -> JoinSet<()> {
     let mut slots = JoinSet::new();
-    for stage in [INGEST, PROCESSOR, SINK] {
+    let processors = pools().map(Stage::Processor);
+    for stage in [Stage::Ingest, Stage::Sink].into_iter().chain(processors) {
         for number in 0..INSTANCES {
-            slots.spawn(run(Arc::clone(scene), stage, number));
+            slots.spawn(run(Arc::clone(scene), stage.clone(), number));
         }
     }
     slots
 }
 
-async fn run(scene: Arc<Scene>, stage: &'static str, number: usize) {
+async fn run(scene: Arc<Scene>, stage: Stage, number: usize) {
     let world = &scene.world;
     let mut zombies = JoinSet::new();
     for start in 1_u64.. {
-        let instance = Instance::new(format!("{stage}-{number}.{start}"));
-        let mut process = Process(tokio::spawn(serve(
-            Arc::clone(&scene),
-            stage,
-            Arc::clone(&instance),
-        )));
+        let instance = Instance::new(format!("{}-{number}.{start}", stage.name()));
+        let served = serve(Arc::clone(&scene), stage.clone(), number, Arc::clone(&instance));
+        let mut process = Process(tokio::spawn(served));
         tokio::select! {
             biased;
             () = instance.until(|life| life != Life::Runs) => match instance.life() {
@@ -109,7 +125,7 @@ fn end(ended: Result<End, JoinError>) -> End {
     ended.unwrap_or_else(|panic| End::ForGood(format!("it panicked: {panic}")))
 }
 
-async fn serve(scene: Arc<Scene>, stage: &'static str, instance: Arc<Instance>) -> End {
+async fn serve(scene: Arc<Scene>, stage: Stage, number: usize, instance: Arc<Instance>) -> End {
     let world = Arc::clone(&scene.world);
     let topics = Arc::new(GatedTopics {
         inner: scene.topics.clone(),
@@ -117,8 +133,9 @@ async fn serve(scene: Arc<Scene>, stage: &'static str, instance: Arc<Instance>) 
         instance: Arc::clone(&instance),
     });
     let (shutdown, policies) = (instance.shutdown.clone(), &scene.policies);
+    let in_force = scene.in_force[number].subscribe();
     let ended = match stage {
-        INGEST => {
+        Stage::Ingest => {
             let config = ingest::Config {
                 group: INGEST.to_owned(),
                 linger_ms: 5,
@@ -126,17 +143,17 @@ async fn serve(scene: Arc<Scene>, stage: &'static str, instance: Arc<Instance>) 
                 commit_bytes_max: 1 << 20,
             };
             let no_token = watch::Sender::new(Arc::new(Identity::nowhere())).subscribe();
-            let service = ingest::Service::new(config, topics, scene.in_force.subscribe(), no_token);
+            let service = ingest::Service::new(config, topics, in_force, no_token);
             service
                 .run(shutdown, &|| {})
                 .await
                 .map_err(|error| topics_error(&error))
         }
-        PROCESSOR => processor(&scene, topics, &instance.name)
+        Stage::Processor(pool) => processor(&scene, topics, pool, in_force, &instance.name)
             .run(shutdown, &|| {})
             .await
             .map_err(|error| topics_error(&error)),
-        _ => {
+        Stage::Sink => {
             let lake = GatedStore {
                 inner: Arc::clone(&scene.lake),
                 world: Arc::clone(&world),
@@ -170,10 +187,16 @@ fn topics_error(error: &::topics::Error) -> (bool, String) {
     (error.is_retryable(), error.to_string())
 }
 
-fn processor(scene: &Scene, topics: Arc<GatedTopics>, run: &str) -> processor::Service {
+fn processor(
+    scene: &Scene,
+    topics: Arc<GatedTopics>,
+    pool: Pool,
+    in_force: watch::Receiver<Arc<Policies>>,
+    run: &str,
+) -> processor::Service {
     let config = processor::Config {
         group: PROCESSOR.to_owned(),
-        pool: Pool::default(),
+        pool,
         window_ms: 10,
         window_jobs_max: 5,
         // Below the least window, so that the device's speed, which is no function of the seed, decides nothing.
@@ -194,7 +217,7 @@ fn processor(scene: &Scene, topics: Arc<GatedTopics>, run: &str) -> processor::S
     processor::Service::new(
         config,
         topics,
-        scene.in_force.subscribe(),
+        in_force,
         models,
         processor::Attempts::unrecorded(),
         run.to_owned(),

@@ -7,7 +7,7 @@ use ::topics::{
     Step, Subscription, TopicSpec, Topics, local::LocalTopics,
 };
 use async_trait::async_trait;
-use schemas::{Outcomes, Record as _, TopicName};
+use schemas::{Outcomes, Record as _, Route, TopicName};
 
 use super::{
     Mutation,
@@ -277,16 +277,19 @@ impl Committer for GatedCommitter {
                 }
             }
             Some(Mutation::ReverseOutcomes) if self.is_processor() => {
-                for step in &mut steps {
-                    step.appends.reverse();
-                    for value in step.appends.iter_mut().filter_map(|append| append.value.as_mut()) {
-                        if let Ok(mut outcomes) = Outcomes::decode(value) {
-                            outcomes.0.reverse();
-                            outcomes.0.iter_mut().for_each(|group| group.rows.reverse());
-                            *value = outcomes.encode().into();
-                        }
+                steps.iter_mut().for_each(|step| step.appends.reverse());
+                change_outcomes(&mut steps, |outcomes| {
+                    outcomes.0.reverse();
+                    outcomes.0.iter_mut().for_each(|group| group.rows.reverse());
+                });
+            }
+            Some(Mutation::ForgetRoutes) if self.is_processor() => {
+                let one = TopicName::new("work").expect("a name");
+                change_outcomes(&mut steps, |outcomes| {
+                    for group in &mut outcomes.0 {
+                        group.common.route = Route::Work(one.clone());
                     }
-                }
+                });
             }
             _ => {}
         }
@@ -353,6 +356,16 @@ impl Committer for GatedCommitter {
 impl GatedCommitter {
     fn is_processor(&self) -> bool {
         self.topics.instance.name.starts_with("processor")
+    }
+}
+
+fn change_outcomes(steps: &mut [Step], change: impl Fn(&mut Outcomes<'_>)) {
+    let appends = steps.iter_mut().flat_map(|step| &mut step.appends);
+    for value in appends.filter_map(|append| append.value.as_mut()) {
+        if let Ok(mut outcomes) = Outcomes::decode(value) {
+            change(&mut outcomes);
+            *value = outcomes.encode().into();
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use super::{
     acls::{self, Principals},
     change::Changes,
     follow::{last_set, topic_spec},
-    set, store_policy,
+    left_behind, set, store_policy,
 };
 use crate::{
     cli::{ShowArgs, TenantsCommand, print},
@@ -32,16 +32,18 @@ pub(crate) async fn run(config: &Config, command: &TenantsCommand) -> anyhow::Re
 
 fn read(config: &Config, file: &Path) -> anyhow::Result<Tenants> {
     let text = config::read("tenants file", file)?;
-    set::read(&text, &config.models)
+    set::read(&text, config)
         .map_err(|refused| anyhow::anyhow!("tenants file `{}`, {refused}", file.display()))
 }
 
 async fn plan(config: &Config, tenants: Tenants) -> anyhow::Result<()> {
     let topics = topics_of_cluster(config)?;
-    let changes = Changes::between(&in_force(config, topics.as_deref()).await?, &tenants);
+    let in_force = in_force(config, topics.as_deref()).await?;
+    let changes = Changes::between(&in_force, &tenants);
     print(&format!("tenants  {changes}"))?;
     match topics {
         Some(topics) => {
+            left_behind::print(config, topics.as_ref(), &in_force, &tenants).await?;
             let specs = topics_for(config, tenants);
             let names: Vec<TopicName> = specs.iter().map(|spec| spec.name.clone()).collect();
             let sizes = topics.partitions(&names).await?;
@@ -70,7 +72,8 @@ async fn apply(config: &Config, tenants: Tenants, at_rest: bool) -> anyhow::Resu
             "topics.kind is \"local\", and a running `up` has them to itself: set `tenants_path`, and `up` takes what is written to that file"
         );
     };
-    let changes = Changes::between(&in_force(config, Some(topics.as_ref())).await?, &tenants);
+    let in_force = in_force(config, Some(topics.as_ref())).await?;
+    let changes = Changes::between(&in_force, &tenants);
     if let Some(problem) = changes.refused_under_way().filter(|_| !at_rest) {
         bail!("{problem}: `tributary tenants apply --at-rest`");
     }
@@ -80,13 +83,14 @@ async fn apply(config: &Config, tenants: Tenants, at_rest: bool) -> anyhow::Resu
         partition: Some(0),
         timestamp_ms: chrono::Utc::now().timestamp_millis(),
         key: Some(KEY.into()),
-        value: Some(TenantSet(tenants).encode().into()),
+        value: Some(TenantSet(tenants.clone()).encode().into()),
         headers: Vec::new(),
     };
     for appended in topics.appender().await?.append(vec![append]).await {
         appended.context("whether the set was applied is not known: apply it again")?;
     }
-    print(&format!("applied  {changes}"))
+    print(&format!("applied  {changes}"))?;
+    left_behind::print(config, topics.as_ref(), &in_force, &tenants).await
 }
 
 async fn show(config: &Config, args: &ShowArgs) -> anyhow::Result<()> {

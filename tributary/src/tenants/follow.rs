@@ -1,16 +1,16 @@
 //! The thin loop: looks for another set of tenants, and puts it in force or refuses it as a whole.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use anyhow::Context;
-use schemas::{ModelName, Policies, Record as _, TenantSet, Tenants};
+use schemas::{Policies, Record as _, TenantSet, Tenants};
 use tokio::{sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
 use topics::{Error, Retention, TopicSpec, Topics};
 
 use super::{change::Changes, set};
 use crate::{
-    config::{Config, ModelSection, TenantsSource},
+    config::{Config, TenantsSource},
     followed_file::{FollowedFile, LOOK, looks},
     health::{Health, State},
     metric_names,
@@ -52,7 +52,7 @@ impl Follower {
             TenantsSource::Fixed => return Ok(Some(Self::fixed(config, topics))),
             TenantsSource::File(path) => {
                 let (file, text) = FollowedFile::open("tenants file", path.clone())?;
-                let tenants = set::read(&text, &config.models)
+                let tenants = set::read(&text, config)
                     .map_err(|refused| anyhow::anyhow!("tenants file `{}`, {refused}", path.display()))?;
                 (tenants, Source::File(file))
             }
@@ -120,15 +120,15 @@ impl Follower {
 
     /// A set that was not seen before, or why it is none.
     async fn found(&mut self) -> Option<Result<Tenants, String>> {
-        let models = &self.config.models;
+        let config = &self.config;
         match &mut self.source {
             Source::Fixed => None,
             Source::File(file) => {
                 let text = file.look().await?;
-                Some(set::read(&text, models).map_err(|refused| refused.to_string()))
+                Some(set::read(&text, config).map_err(|refused| refused.to_string()))
             }
             Source::Topic { offset, is_away } => {
-                let topic = self.config.topics.names().policies();
+                let topic = config.topics.names().policies();
                 let last = self.topics.last(&topic).await;
                 let was_away = std::mem::replace(is_away, last.is_err());
                 let record = match last {
@@ -144,7 +144,7 @@ impl Follower {
                     return None;
                 }
                 *offset = record.offset;
-                Some(of_record(&record, models))
+                Some(of_record(&record, config))
             }
         }
     }
@@ -244,7 +244,7 @@ pub(super) async fn last_set(
     config: &Config,
 ) -> Result<Option<(Result<Tenants, String>, i64)>, Error> {
     let record = topics.last(&config.topics.names().policies()).await?;
-    Ok(record.map(|record| (of_record(&record, &config.models), record.offset)))
+    Ok(record.map(|record| (of_record(&record, config), record.offset)))
 }
 
 /// The topic that sets are applied to.
@@ -255,11 +255,11 @@ pub(super) fn topic_spec(config: &Config) -> TopicSpec {
     }
 }
 
-fn of_record(record: &topics::Record, models: &BTreeMap<ModelName, ModelSection>) -> Result<Tenants, String> {
+fn of_record(record: &topics::Record, config: &Config) -> Result<Tenants, String> {
     let value = record.value.as_deref().unwrap_or_default();
     let TenantSet(tenants) =
         TenantSet::decode(value).map_err(|error| format!("{:#}", anyhow::Error::new(error)))?;
-    set::check(&tenants, models).map_err(|mistake| mistake.to_string())?;
+    set::check(&tenants, config).map_err(|mistake| mistake.to_string())?;
     Ok(tenants)
 }
 

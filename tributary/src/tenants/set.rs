@@ -1,16 +1,16 @@
 //! A set of tenants as somebody wrote it: good as a whole, or refused with the place of its first mistake. Pure.
 
-use std::{collections::BTreeMap, fmt};
+use std::fmt;
 
 use figment::{
     Figment,
     providers::{Format, Toml},
 };
-use schemas::{ModelName, Tenant, TenantPolicy, Tenants};
+use schemas::{Tenant, TenantPolicy, Tenants};
 use serde::{Deserialize, Serialize};
 use toml_edit::ImDocument;
 
-use crate::config::{self, ModelSection};
+use crate::config::{self, Config, TopicsKind};
 
 /// A slip of the keyboard here would have the brokers make so many partitions, four times over.
 const PARTITIONS_MAX: u32 = 1_000;
@@ -38,18 +38,14 @@ impl fmt::Display for Mistake {
     }
 }
 
-/// Holds `tenants` to what the types do not say.
-pub(crate) fn check(tenants: &Tenants, models: &BTreeMap<ModelName, ModelSection>) -> Result<(), Mistake> {
+/// Holds `tenants` to what the types do not say, and to what `config` has for them.
+pub(crate) fn check(tenants: &Tenants, config: &Config) -> Result<(), Mistake> {
     tenants
         .iter()
-        .try_for_each(|(tenant, policy)| check_one(tenant, policy, models))
+        .try_for_each(|(tenant, policy)| check_one(tenant, policy, config))
 }
 
-fn check_one(
-    tenant: &Tenant,
-    policy: &TenantPolicy,
-    models: &BTreeMap<ModelName, ModelSection>,
-) -> Result<(), Mistake> {
+fn check_one(tenant: &Tenant, policy: &TenantPolicy, config: &Config) -> Result<(), Mistake> {
     let mistake = |setting: Option<&str>, problem: String| {
         let key = ["tenants", tenant.as_str()].into_iter().chain(setting);
         Err(Mistake {
@@ -68,9 +64,19 @@ fn check_one(
         );
         return mistake(Some("partitions"), problem);
     }
-    let mut allowed = policy.models.iter().flatten();
-    if let Some(unknown) = allowed.find(|model| !models.contains_key(model)) {
+    let (pool, here) = (&policy.pool, &config.processor.pool);
+    if config.topics.kind == TopicsKind::Local && pool != here {
+        let problem = format!("is `{pool}`: local topics have the processor of one pool, which is `{here}`");
+        return mistake(Some("pool"), problem);
+    }
+    let allowed = || policy.models.iter().flatten();
+    if let Some(unknown) = allowed().find(|model| !config.models.contains_key(*model)) {
         let problem = format!("names `{unknown}`, which is not configured: add [models.{unknown}]");
+        return mistake(Some("models"), problem);
+    }
+    let of_pool = config.models_of(pool);
+    if let Some(missing) = allowed().find(|model| !of_pool.contains_key(*model)) {
+        let problem = format!("names `{missing}`, which pool `{pool}` does not have: see [pools.{pool}]");
         return mistake(Some("models"), problem);
     }
     let labels_bytes: usize = policy
@@ -106,7 +112,7 @@ impl fmt::Display for Refused {
 ///
 /// # Errors
 /// The first mistake, with its line.
-pub(crate) fn read(text: &str, models: &BTreeMap<ModelName, ModelSection>) -> Result<Tenants, Refused> {
+pub(crate) fn read(text: &str, config: &Config) -> Result<Tenants, Refused> {
     let document = ImDocument::parse(text).map_err(|error| Refused {
         line: error.span().map(|span| line_at(text, span.start)),
         problem: error.message().to_owned(),
@@ -118,7 +124,7 @@ pub(crate) fn read(text: &str, models: &BTreeMap<ModelName, ModelSection>) -> Re
     let read: Result<TenantsFile, figment::Error> = Figment::new().merge(Toml::string(text)).extract();
     let TenantsFile { tenants } =
         read.map_err(|error| at(&error.path, config::explain(&error).to_string()))?;
-    check(&tenants, models).map_err(|mistake| at(&mistake.key, mistake.to_string()))?;
+    check(&tenants, config).map_err(|mistake| at(&mistake.key, mistake.to_string()))?;
     if tenants.is_empty() {
         let problem = "it has no tenant, so every job would be rejected: add [tenants.<name>]";
         return Err(at(&[], problem.to_owned()));
@@ -157,11 +163,21 @@ mod tests {
     use schemas::Priority;
 
     use super::*;
+    use crate::config::{Example, Sources};
 
     fn read(text: &str) -> Result<Tenants, Refused> {
-        let minilm = "source = 'x'\nprice_per_device_second = '1'";
-        let models = BTreeMap::from([(ModelName::new("minilm").unwrap(), toml::from_str(minilm).unwrap())]);
-        super::read(text, &models)
+        super::read(text, &config(&["topics.kind=kafka"]))
+    }
+
+    fn config(set: &[&str]) -> Config {
+        let model = |name| format!("models.{name}={{source='x',price_per_device_second='1'}}");
+        let set = set.iter().map(ToString::to_string);
+        let set = set.chain(["minilm", "large"].map(model));
+        let sources = Sources {
+            config: None,
+            set: set.chain(["pools.gold.models=['minilm']".to_owned()]).collect(),
+        };
+        Config::load(&sources, Example::Never).unwrap()
     }
 
     #[test]
@@ -231,6 +247,10 @@ mod tests {
                 "line 3: tenants.acme.models names `gpt`",
             ),
             (
+                "[tenants.acme]\npool = 'gold'\nmodels = ['large']\n",
+                "line 3: tenants.acme.models names `large`, which pool `gold` does not have",
+            ),
+            (
                 "\n\n[tenants.unclaimed]\n",
                 "line 3: tenants.unclaimed is a reserved name",
             ),
@@ -256,5 +276,16 @@ mod tests {
             refused.contains("tenants.acme.labels have 2001 bytes"),
             "{refused}"
         );
+    }
+
+    #[test]
+    fn local_topics_have_no_other_processor_than_that_of_its_pool() {
+        let text = "[tenants.acme]\npool = 'gold'\n";
+        let refused = super::read(text, &config(&[])).unwrap_err().to_string();
+        assert!(
+            refused.starts_with("line 2: tenants.acme.pool is `gold`"),
+            "{refused}"
+        );
+        assert!(super::read(text, &config(&["processor.pool=gold"])).is_ok());
     }
 }

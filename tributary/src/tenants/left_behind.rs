@@ -1,0 +1,86 @@
+//! Work that waits where its tenant's new jobs go no more: for the processors of the pool that it has left.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use schemas::{Pool, Tenants, TopicName, TopicNames};
+use topics::{Subscription, TopicPattern, Topics};
+
+use crate::{cli, config::Config};
+
+/// Says of each topic of work that `tenants` leave, or have left, what waits there. `in_force` is the set before.
+pub(super) async fn print(
+    config: &Config,
+    topics: &dyn Topics,
+    in_force: &Tenants,
+    tenants: &Tenants,
+) -> anyhow::Result<()> {
+    let pools = [&Pool::default(), &config.processor.pool];
+    let left = left(&config.topics.names(), &pools, in_force, tenants);
+    let names: Vec<TopicName> = left.keys().cloned().collect();
+    for topic in topics.partitions(&names).await?.into_keys() {
+        let pool = &left[&topic];
+        let group = processor::Service::group(&processor::Config {
+            pool: pool.clone(),
+            ..config.processor.service()
+        });
+        let subscription = Subscription {
+            patterns: vec![TopicPattern::Exact(topic.clone())],
+        };
+        match topics.lag(&group, &subscription).await? {
+            0 => {}
+            records => cli::print(&format!(
+                "drain    {topic}, about {records} records wait for the processors of pool `{pool}`"
+            ))?,
+        }
+    }
+    Ok(())
+}
+
+/// The topics of work that tenants of either set may have had in any pool of theirs, or of `pools`, and that no job goes to
+/// under `tenants`; with the pool of each.
+fn left(
+    names: &TopicNames,
+    pools: &[&Pool],
+    in_force: &Tenants,
+    tenants: &Tenants,
+) -> BTreeMap<TopicName, Pool> {
+    let sets = || in_force.iter().chain(tenants);
+    let of_tenants = sets().map(|(_, policy)| &policy.pool);
+    let pools: BTreeSet<&Pool> = of_tenants.chain(pools.iter().copied()).collect();
+    let all = sets().flat_map(|(tenant, _)| pools.iter().map(move |pool| (tenant, *pool)));
+    let left = all.filter(|(tenant, pool)| tenants.get(*tenant).is_none_or(|policy| policy.pool != **pool));
+    left.map(|(tenant, pool)| (names.work(pool, tenant), pool.clone()))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use schemas::{Tenant, TenantPolicy};
+
+    use super::*;
+
+    #[test]
+    fn what_a_tenant_leaves_or_has_left_is_every_pool_but_its_own() {
+        let of = |named: &[(&str, &str)]| -> Tenants {
+            let named = named.iter().map(|(tenant, pool)| {
+                let policy = TenantPolicy {
+                    pool: Pool::new(pool).unwrap(),
+                    ..TenantPolicy::default()
+                };
+                (Tenant::new(tenant).unwrap(), policy)
+            });
+            named.collect()
+        };
+        let names = TopicNames::new(&TopicName::new("jobs").unwrap(), "").unwrap();
+        let (old, new) = (
+            of(&[("acme", "shared"), ("globex", "gold")]),
+            of(&[("acme", "gold")]),
+        );
+        let left = left(&names, &[&Pool::default()], &old, &new);
+        let left: Vec<&str> = left.keys().map(TopicName::as_str).collect();
+        assert_eq!(
+            left,
+            ["work.gold.globex", "work.shared.acme", "work.shared.globex"]
+        );
+    }
+}
