@@ -170,12 +170,19 @@ mod tests {
     }
 
     fn config(set: &[&str]) -> Config {
-        let model = |name| format!("models.{name}={{source='x',price_per_device_second='1'}}");
+        let model = |name| {
+            [
+                format!("models.{name}.source=x"),
+                format!("models.{name}.price_per_device_second=1.5"),
+            ]
+        };
         let set = set.iter().map(ToString::to_string);
-        let set = set.chain(["minilm", "large"].map(model));
+        let set = set.chain(["minilm", "large"].into_iter().flat_map(model));
         let sources = Sources {
             config: None,
-            set: set.chain(["pools.gold.models=['minilm']".to_owned()]).collect(),
+            set: set
+                .chain([r#"pools.gold.models=["minilm"]"#.to_owned()])
+                .collect(),
         };
         Config::load(&sources, Example::Never).unwrap()
     }
