@@ -92,8 +92,9 @@ impl Service {
             },
         ];
         for (tenant, policy) in &policies.tenants {
-            let of_tenant = [names.work(&policy.pool, tenant), names.outcomes(tenant)];
-            specs.extend(of_tenant.map(|name| TopicSpec {
+            let work = policy.priorities();
+            let work = work.map(|priority| names.work(&policy.pool, priority, tenant));
+            specs.extend(work.chain([names.outcomes(tenant)]).map(|name| TopicSpec {
                 message_bytes_max: Some(record_bytes_max),
                 retention: retention(policy),
                 ..TopicSpec::new(name, policy.partitions)
@@ -188,7 +189,8 @@ impl Service {
             match decision {
                 Decision::Admit(job) => {
                     let policy = &policies.tenants[&job.tenant];
-                    let topic = policies.topics.work(&policy.pool, &job.tenant);
+                    let priority = job.priority.unwrap_or_default();
+                    let topic = policies.topics.work(&policy.pool, priority, &job.tenant);
                     let partition = job.origin.spread_over(policy.partitions);
                     admitted.entry((topic, partition)).or_default().push(job);
                 }

@@ -1,22 +1,24 @@
-//! Lanes: one queue a tenant, served in turn.
+//! Lanes: what waits of each tenant, served in turn.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap},
     num::{NonZeroU32, NonZeroUsize},
 };
 
-use schemas::{AdmittedJobs, Tenant};
+use schemas::{AdmittedJobs, Priority, Tenant};
 use topics::{Assignment, Chunk, Partition, Record};
 
 use crate::{
     cost,
+    priorities::Queue,
     turns::{Backlogged, Turns},
 };
 
 /// How much may wait here, so that a backlog waits on its topic instead.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
-    /// A lane with this many bytes takes no more: its partitions are paused.
+    /// A lane with this many bytes of one priority takes no more of it: its partitions are paused. Were it one limit for all of
+    /// a lane, urgent jobs would wait on their topic for room that others take.
     pub(crate) lane_bytes_max: usize,
     /// With this many bytes over all lanes, no lane takes more.
     pub(crate) all_bytes_max: usize,
@@ -38,6 +40,7 @@ pub(crate) struct Budget {
 pub(crate) struct Waiting {
     /// The tenant whose lane it waited in.
     pub(crate) tenant: Tenant,
+    priority: Priority,
     /// Where it was read.
     pub(crate) source: Partition,
     /// The handing-over under which it was read.
@@ -52,7 +55,7 @@ pub(crate) struct Waiting {
 
 /// What the lanes gave for one window.
 pub(crate) struct Taken {
-    /// A prefix of each lane, and so of each partition.
+    /// A prefix of each partition.
     pub(crate) waiting: Vec<Waiting>,
     /// The lanes that had work all through it.
     pub(crate) backlogged: Backlogged,
@@ -66,15 +69,16 @@ pub(crate) struct Lanes {
     /// Those that have something.
     lanes: HashMap<Tenant, Lane>,
     turns: Turns,
-    /// What was paused of each lane.
-    paused: BTreeMap<Tenant, BTreeSet<Partition>>,
+    /// What was paused of each lane and priority.
+    paused: BTreeMap<(Tenant, Priority), BTreeSet<Partition>>,
     bytes: usize,
 }
 
 #[derive(Default)]
 struct Lane {
-    queue: VecDeque<Waiting>,
-    bytes: usize,
+    queue: Queue<Waiting>,
+    /// By priority.
+    bytes: [usize; 3],
 }
 
 impl Lanes {
@@ -89,10 +93,16 @@ impl Lanes {
         }
     }
 
-    /// Queues the records of `chunk` in the lane of `tenant`, which is of `weight` if it is new. Answers whether its
-    /// partition is to be paused.
+    /// Queues the records of `chunk`, which are of `priority`, in the lane of `tenant`, which is of `weight` if it is new.
+    /// Answers whether their partition is to be paused.
     #[must_use]
-    pub(crate) fn push(&mut self, tenant: &Tenant, weight: NonZeroU32, chunk: Chunk) -> bool {
+    pub(crate) fn push(
+        &mut self,
+        tenant: &Tenant,
+        priority: Priority,
+        weight: NonZeroU32,
+        chunk: Chunk,
+    ) -> bool {
         if chunk.records.is_empty() {
             return false;
         }
@@ -103,22 +113,25 @@ impl Lanes {
             let jobs = AdmittedJobs::count(value).map_or(1, |jobs| jobs.max(1) as u64);
             let estimate = cost::estimate(jobs, value.len(), self.job_tokens_max);
             let bytes = record.size_bytes();
-            lane.bytes += bytes;
+            lane.bytes[priority as usize] += bytes;
             self.bytes += bytes;
             let (source, assignment) = (chunk.partition.clone(), chunk.assignment);
-            lane.queue.push_back(Waiting {
+            let waiting = Waiting {
                 tenant: tenant.clone(),
+                priority,
                 source,
                 assignment,
                 record,
                 jobs,
                 estimate,
-            });
+            };
+            lane.queue.push_back(priority, waiting);
         }
-        let full = lane.bytes >= self.limits.lane_bytes_max || self.bytes >= self.limits.all_bytes_max;
+        let full = lane.bytes[priority as usize] >= self.limits.lane_bytes_max
+            || self.bytes >= self.limits.all_bytes_max;
         full && self
             .paused
-            .entry(tenant.clone())
+            .entry((tenant.clone(), priority))
             .or_default()
             .insert(chunk.partition)
     }
@@ -132,9 +145,12 @@ impl Lanes {
         let (turns, bytes) = (&mut self.turns, &mut self.bytes);
         self.lanes.retain(|tenant, lane| {
             lane.queue.retain(|waiting| !partitions.contains(&waiting.source));
-            let kept = lane.queue.iter().map(|waiting| waiting.record.size_bytes()).sum();
-            *bytes = *bytes - lane.bytes + kept;
-            lane.bytes = kept;
+            *bytes -= lane.bytes.iter().sum::<usize>();
+            lane.bytes = [0; 3];
+            for waiting in lane.queue.iter() {
+                lane.bytes[waiting.priority as usize] += waiting.record.size_bytes();
+            }
+            *bytes += lane.bytes.iter().sum::<usize>();
             if lane.queue.is_empty() {
                 turns.leave(tenant);
             }
@@ -173,7 +189,7 @@ impl Lanes {
             let lane = self.lanes.get_mut(&tenant).expect("whose turn it is has work");
             let waiting = lane.queue.pop_front().expect("whose turn it is has work");
             let size = waiting.record.size_bytes();
-            lane.bytes -= size;
+            lane.bytes[waiting.priority as usize] -= size;
             self.bytes -= size;
             bytes += size;
             jobs += waiting.jobs;
@@ -189,18 +205,18 @@ impl Lanes {
         }
     }
 
-    /// The paused partitions that may deliver again: those of lanes at half their limit or below, while all lanes
-    /// together are there too. The gap keeps a partition from being paused and resumed at every record.
+    /// The paused partitions that may deliver again: those of lanes at half their limit of that priority or below, while all
+    /// lanes together are there too. The gap keeps a partition from being paused and resumed at every record.
     #[must_use]
     pub(crate) fn resumable(&mut self) -> Vec<Partition> {
         if self.bytes > self.limits.all_bytes_max / 2 {
             return Vec::new();
         }
-        let low = |tenant: &Tenant| {
-            let bytes = self.lanes.get(tenant).map_or(0, |lane| lane.bytes);
-            bytes <= self.limits.lane_bytes_max / 2
+        let low = |(tenant, priority): &(Tenant, Priority)| {
+            let lane = self.lanes.get(tenant);
+            lane.map_or(0, |lane| lane.bytes[*priority as usize]) <= self.limits.lane_bytes_max / 2
         };
-        let resumable = self.paused.extract_if(.., |tenant, _| low(tenant));
+        let resumable = self.paused.extract_if(.., |lane, _| low(lane));
         resumable.flat_map(|(_, partitions)| partitions).collect()
     }
 }
@@ -215,6 +231,7 @@ mod tests {
     use topics::TopicRef;
 
     use super::*;
+    use Priority::{High, Low, Normal};
 
     const WIDE: Limits = Limits {
         lane_bytes_max: 1 << 30,
@@ -276,9 +293,9 @@ mod tests {
     #[test]
     fn a_flood_of_one_tenant_does_not_delay_the_others_by_more_than_a_turn() {
         let mut lanes = Lanes::new(WIDE, usize::MAX);
-        assert!(!lanes.push(&tenant(0), NonZeroU32::MIN, chunk(0, 0, 0..1_000)));
-        assert!(!lanes.push(&tenant(1), NonZeroU32::MIN, chunk(1, 0, 0..2)));
-        assert!(!lanes.push(&tenant(2), NonZeroU32::MIN, chunk(2, 0, 0..1)));
+        assert!(!lanes.push(&tenant(0), Normal, NonZeroU32::MIN, chunk(0, 0, 0..1_000)));
+        assert!(!lanes.push(&tenant(1), Normal, NonZeroU32::MIN, chunk(1, 0, 0..2)));
+        assert!(!lanes.push(&tenant(2), Normal, NonZeroU32::MIN, chunk(2, 0, 0..1)));
         let window = take(&mut lanes, 6);
         assert_eq!(tenants_of(&window), ["t0", "t1", "t2", "t0", "t1", "t0"]);
     }
@@ -287,7 +304,7 @@ mod tests {
     fn the_turn_goes_on_in_the_next_window_where_it_stopped() {
         let mut lanes = Lanes::new(WIDE, usize::MAX);
         for index in 0..3 {
-            assert!(!lanes.push(&tenant(index), NonZeroU32::MIN, chunk(index, 0, 0..5)));
+            assert!(!lanes.push(&tenant(index), Normal, NonZeroU32::MIN, chunk(index, 0, 0..5)));
         }
         assert_eq!(tenants_of(&take(&mut lanes, 2)), ["t0", "t1"]);
         assert_eq!(tenants_of(&take(&mut lanes, 2)), ["t2", "t0"]);
@@ -303,14 +320,14 @@ mod tests {
             },
             usize::MAX,
         );
-        assert!(!lanes.push(&tenant(0), NonZeroU32::MIN, chunk(0, 0, 0..3)));
-        assert!(lanes.push(&tenant(0), NonZeroU32::MIN, chunk(0, 0, 3..4)));
+        assert!(!lanes.push(&tenant(0), Normal, NonZeroU32::MIN, chunk(0, 0, 0..3)));
+        assert!(lanes.push(&tenant(0), Normal, NonZeroU32::MIN, chunk(0, 0, 3..4)));
         assert!(
-            !lanes.push(&tenant(0), NonZeroU32::MIN, chunk(0, 0, 4..5)),
+            !lanes.push(&tenant(0), Normal, NonZeroU32::MIN, chunk(0, 0, 4..5)),
             "it is paused already"
         );
         assert!(
-            !lanes.push(&tenant(1), NonZeroU32::MIN, chunk(1, 0, 0..1)),
+            !lanes.push(&tenant(1), Normal, NonZeroU32::MIN, chunk(1, 0, 0..1)),
             "another lane is not concerned"
         );
         take(&mut lanes, 3);
@@ -321,9 +338,35 @@ mod tests {
     }
 
     #[test]
+    fn low_jobs_that_fill_their_lane_keep_no_high_ones_from_it() {
+        let one = chunk(0, 0, 0..1).records[0].size_bytes();
+        let limits = Limits {
+            lane_bytes_max: 4 * one,
+            all_bytes_max: 100 * one,
+        };
+        let mut lanes = Lanes::new(limits, usize::MAX);
+        assert!(lanes.push(&tenant(0), Low, NonZeroU32::MIN, chunk(0, 0, 0..8)));
+        assert!(!lanes.push(&tenant(0), High, NonZeroU32::MIN, chunk(0, 1, 0..2)));
+        let window = take(&mut lanes, 3);
+        let sources: Vec<i32> = window.iter().map(|waiting| waiting.source.index).collect();
+        assert_eq!(sources, [1, 1, 0], "the high ones first");
+        assert_eq!(lanes.resumable(), []);
+    }
+
+    #[test]
+    fn high_jobs_of_a_tenant_take_nothing_from_the_others() {
+        let mut lanes = Lanes::new(WIDE, usize::MAX);
+        assert!(!lanes.push(&tenant(0), High, NonZeroU32::MIN, chunk(0, 0, 0..50)));
+        assert!(!lanes.push(&tenant(0), Low, NonZeroU32::MIN, chunk(0, 1, 0..50)));
+        assert!(!lanes.push(&tenant(1), Low, NonZeroU32::MIN, chunk(1, 0, 0..50)));
+        let window = tenants_of(&take(&mut lanes, 20));
+        assert_eq!(window.iter().filter(|tenant| *tenant == "t1").count(), 10);
+    }
+
+    #[test]
     fn a_window_takes_at_least_one_record_however_large() {
         let mut lanes = Lanes::new(WIDE, usize::MAX);
-        assert!(!lanes.push(&tenant(0), NonZeroU32::MIN, chunk(0, 0, 0..2)));
+        assert!(!lanes.push(&tenant(0), Normal, NonZeroU32::MIN, chunk(0, 0, 0..2)));
         let budget = Budget {
             jobs_max: 10,
             bytes_max: 1,
@@ -335,8 +378,8 @@ mod tests {
     #[test]
     fn what_another_processor_took_over_is_forgotten() {
         let mut lanes = Lanes::new(WIDE, usize::MAX);
-        assert!(!lanes.push(&tenant(0), NonZeroU32::MIN, chunk(0, 0, 0..3)));
-        assert!(!lanes.push(&tenant(0), NonZeroU32::MIN, chunk(0, 1, 0..3)));
+        assert!(!lanes.push(&tenant(0), Normal, NonZeroU32::MIN, chunk(0, 0, 0..3)));
+        assert!(!lanes.push(&tenant(0), Normal, NonZeroU32::MIN, chunk(0, 1, 0..3)));
         lanes.forget(&[partition(0, 0)]);
         let window = take(&mut lanes, 10);
         assert_eq!(window.len(), 3);
@@ -348,15 +391,20 @@ mod tests {
     #[test]
     fn a_lane_that_had_nothing_for_a_while_saves_nothing_up_and_gets_nothing_for_leaving() {
         let mut lanes = Lanes::new(WIDE, usize::MAX);
-        assert!(!lanes.push(&tenant(0), NonZeroU32::MIN, chunk_of(0, 0, 0..100, 10)));
+        assert!(!lanes.push(&tenant(0), Normal, NonZeroU32::MIN, chunk_of(0, 0, 0..100, 10)));
         let taken: Vec<_> = (0..50).flat_map(|_| take(&mut lanes, 1)).collect();
         assert_eq!(taken.len(), 50);
-        assert!(!lanes.push(&tenant(1), NonZeroU32::MIN, chunk_of(1, 0, 0..10, 10)));
+        assert!(!lanes.push(&tenant(1), Normal, NonZeroU32::MIN, chunk_of(1, 0, 0..10, 10)));
         let next: Vec<_> = (0..4).flat_map(|_| take(&mut lanes, 1)).collect();
         assert_eq!(tenants_of(&next), ["t1", "t0", "t1", "t0"]);
         let mut comes_and_goes = 0;
         for turn in 0..20 {
-            assert!(!lanes.push(&tenant(2), NonZeroU32::MIN, chunk_of(2, 0, turn..turn + 1, 10)));
+            assert!(!lanes.push(
+                &tenant(2),
+                Normal,
+                NonZeroU32::MIN,
+                chunk_of(2, 0, turn..turn + 1, 10)
+            ));
             let taken = take(&mut lanes, 1);
             comes_and_goes += tenants_of(&taken).iter().filter(|tenant| *tenant == "t2").count();
         }
@@ -370,7 +418,7 @@ mod tests {
     fn a_window_that_reaches_no_further_lane_goes_on_with_those_that_it_has() {
         let mut lanes = Lanes::new(WIDE, usize::MAX);
         for index in 0..3 {
-            assert!(!lanes.push(&tenant(index), NonZeroU32::MIN, chunk(index, 0, 0..5)));
+            assert!(!lanes.push(&tenant(index), Normal, NonZeroU32::MIN, chunk(index, 0, 0..5)));
         }
         let budget = Budget {
             jobs_max: 5,
@@ -391,8 +439,8 @@ mod tests {
     fn a_lane_of_twice_the_weight_has_twice_the_turns_and_a_new_weight_holds_from_then_on() {
         let weight = |weight| NonZeroU32::new(weight).unwrap();
         let mut lanes = Lanes::new(WIDE, usize::MAX);
-        assert!(!lanes.push(&tenant(0), weight(2), chunk(0, 0, 0..100)));
-        assert!(!lanes.push(&tenant(1), weight(1), chunk(1, 0, 0..100)));
+        assert!(!lanes.push(&tenant(0), Normal, weight(2), chunk(0, 0, 0..100)));
+        assert!(!lanes.push(&tenant(1), Normal, weight(1), chunk(1, 0, 0..100)));
         let of_first =
             |window: &[Waiting]| tenants_of(window).iter().filter(|tenant| *tenant == "t0").count();
         let window = take(&mut lanes, 30);
@@ -409,7 +457,7 @@ mod tests {
     fn a_lane_whose_work_was_underestimated_waits_until_it_is_even() {
         let mut lanes = Lanes::new(WIDE, usize::MAX);
         for index in 0..2 {
-            assert!(!lanes.push(&tenant(index), NonZeroU32::MIN, chunk(index, 0, 0..100)));
+            assert!(!lanes.push(&tenant(index), Normal, NonZeroU32::MIN, chunk(index, 0, 0..100)));
         }
         let window = take(&mut lanes, 2);
         let estimate = window[0].estimate;
@@ -421,9 +469,9 @@ mod tests {
     #[test]
     fn nothing_is_kept_of_a_tenant_once_the_others_were_served_as_much() {
         let mut lanes = Lanes::new(WIDE, usize::MAX);
-        assert!(!lanes.push(&tenant(0), NonZeroU32::MIN, chunk(0, 0, 0..100)));
+        assert!(!lanes.push(&tenant(0), Normal, NonZeroU32::MIN, chunk(0, 0, 0..100)));
         for index in 1..50 {
-            assert!(!lanes.push(&tenant(index), NonZeroU32::MIN, chunk(index, 0, 0..1)));
+            assert!(!lanes.push(&tenant(index), Normal, NonZeroU32::MIN, chunk(index, 0, 0..1)));
         }
         for _ in 0..4 {
             for Waiting { tenant, estimate, .. } in take(&mut lanes, 25) {
@@ -450,7 +498,7 @@ mod tests {
             let names: Vec<Tenant> = (0..tenants).map(tenant).collect();
             let before_bytes = resident_bytes();
             for (index, name) in names.iter().enumerate() {
-                assert!(!lanes.push(name, NonZeroU32::MIN, chunk(index, 0, 0..1)));
+                assert!(!lanes.push(name, Normal, NonZeroU32::MIN, chunk(index, 0, 0..1)));
             }
             while !lanes.is_empty() {
                 for Waiting { tenant, estimate, .. } in lanes.take(budget).waiting {
@@ -471,7 +519,7 @@ mod tests {
                 let arriving: Vec<_> = (0..if round == 0 { 5 } else { 1 }).flat_map(arriving).collect();
                 let began = std::time::Instant::now();
                 for (name, chunk) in arriving {
-                    assert!(!lanes.push(name, NonZeroU32::MIN, chunk));
+                    assert!(!lanes.push(name, Normal, NonZeroU32::MIN, chunk));
                 }
                 let window = lanes.take(budget).waiting;
                 let mut spent = began.elapsed();
@@ -517,7 +565,7 @@ mod tests {
                 if let Some((t, p, count, jobs)) = push {
                     let next = pushed.entry(partition(t, p)).or_default();
                     let weight = NonZeroU32::new(t as u32 + 1).unwrap();
-                    prop_assert!(!lanes.push(&tenant(t), weight, chunk_of(t, p, *next..*next + count, jobs)));
+                    prop_assert!(!lanes.push(&tenant(t), Normal, weight, chunk_of(t, p, *next..*next + count, jobs)));
                     *next += count;
                 }
                 for waiting in jobs_max.map(|jobs_max| take(&mut lanes, jobs_max)).into_iter().flatten() {

@@ -10,7 +10,9 @@
 
 use std::{collections::BTreeMap, num::NonZeroUsize, sync::Arc, time::Instant};
 
-use schemas::{AdmittedJobs, DecodeError, ModelName, ModelTerms, Policies, Pool, Record as _, TopicNames};
+use schemas::{
+    AdmittedJobs, DecodeError, ModelName, ModelTerms, Policies, Pool, Priority, Record as _, TopicNames,
+};
 use serde::{Deserialize, Serialize};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
@@ -140,7 +142,9 @@ impl Service {
     /// What the processors of `pool` read.
     pub fn subscription(pool: &Pool, names: &TopicNames) -> Subscription {
         Subscription {
-            patterns: vec![TopicPattern::Under(names.work_prefix(pool))],
+            patterns: Priority::ALL
+                .map(|priority| TopicPattern::Under(names.work_prefix(pool, priority)))
+                .into(),
         }
     }
 
@@ -255,14 +259,14 @@ impl Service {
                     Event::Records(chunk) => {
                         refuse_other_versions(&chunk)?;
                         let partition = chunk.partition.clone();
-                        let tenant = self.context.names.tenant_of_work(&self.config.pool, &partition.topic.name);
-                        let Some(tenant) = tenant else {
+                        let owner = self.context.names.owner_of_work(&self.config.pool, &partition.topic.name);
+                        let Some((tenant, priority)) = owner else {
                             return Err(Error::Invalid {
                                 what: format!("topic `{}`", partition.topic.name),
                                 detail: "is among the work topics, and its name ends in no possible tenant: delete it".to_owned(),
                             });
                         };
-                        if lanes.push(&tenant, in_force.weight_of(&tenant), chunk) {
+                        if lanes.push(&tenant, priority, in_force.weight_of(&tenant), chunk) {
                             reader.pause(&[partition])?;
                         }
                     }
@@ -342,7 +346,7 @@ fn refuse_other_versions(chunk: &Chunk) -> Result<(), Error> {
 }
 
 /// The size of a window before the device's speed is known, and the least size ever.
-const FIRST_WINDOW_BYTES: usize = 16 << 10;
+pub(crate) const FIRST_WINDOW_BYTES: usize = 16 << 10;
 
 /// Commits windows, each as one and in order.
 async fn commit(
@@ -417,7 +421,7 @@ mod tests {
     #[tokio::test]
     async fn work_of_a_newer_version_stops_the_processor_before_it_is_lost() {
         let names = TopicNames::new(&TopicName::new("jobs").unwrap(), "tributary.").unwrap();
-        let work = names.work(&Pool::default(), &Tenant::new("acme").unwrap());
+        let work = names.work(&Pool::default(), Priority::Normal, &Tenant::new("acme").unwrap());
         let topics: Arc<dyn Topics> = Arc::new(LocalTopics::in_memory());
         let spec = |name| TopicSpec::new(name, 1);
         topics

@@ -49,6 +49,11 @@ pub enum Priority {
     High,
 }
 
+impl Priority {
+    /// All of them, the least urgent first.
+    pub const ALL: [Self; 3] = [Self::Low, Self::Normal, Self::High];
+}
+
 impl<'a> Job<'a> {
     /// Reads a job from the value of a record.
     ///

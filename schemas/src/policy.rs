@@ -82,6 +82,16 @@ impl Default for TenantPolicy {
     }
 }
 
+impl TenantPolicy {
+    /// How urgent the tenant's jobs may be.
+    pub fn priorities(&self) -> impl Iterator<Item = Priority> + use<> {
+        let most = self.priority_max;
+        Priority::ALL
+            .into_iter()
+            .filter(move |priority| *priority <= most)
+    }
+}
+
 /// What one model does, and what it costs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelTerms {

@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr, sync::Arc};
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::{InvalidName, Pool, Tenant, names::name};
+use crate::{InvalidName, Pool, Priority, Tenant, names::name};
 
 name!(
     /// A topic's name, by Kafka's rule.
@@ -104,7 +104,7 @@ impl TopicNames {
     pub fn new(jobs: &TopicName, prefix: &str) -> Result<Self, InvalidName> {
         let longest = "x".repeat(63);
         TopicName::new(&format!("{jobs}.{longest}"))?;
-        TopicName::new(&format!("{prefix}work.{longest}.{longest}"))?;
+        TopicName::new(&format!("{prefix}work.{longest}.normal.{longest}"))?;
         Ok(Self {
             jobs: jobs.clone(),
             prefix: prefix.into(),
@@ -126,14 +126,18 @@ impl TopicNames {
         format!("{}.", self.jobs)
     }
 
-    /// Admitted jobs of `tenant` for the processors of `pool`.
-    pub fn work(&self, pool: &Pool, tenant: &Tenant) -> TopicName {
-        self.checked(&format!("{}{tenant}", self.work_prefix(pool)))
+    /// Admitted jobs of `tenant` and `priority` for the processors of `pool`.
+    pub fn work(&self, pool: &Pool, priority: Priority, tenant: &Tenant) -> TopicName {
+        self.checked(&format!("{}{tenant}", self.work_prefix(pool, priority)))
     }
 
-    /// What the name of every work topic of `pool` begins with.
-    pub fn work_prefix(&self, pool: &Pool) -> String {
-        format!("{}work.{pool}.", self.prefix)
+    /// What the name of every work topic of `pool` and `priority` begins with; the tenant is all that follows.
+    pub fn work_prefix(&self, pool: &Pool, priority: Priority) -> String {
+        match priority {
+            Priority::Low => format!("{}work.{pool}.low.", self.prefix),
+            Priority::Normal => format!("{}work.{pool}.", self.prefix),
+            Priority::High => format!("{}work.{pool}.high.", self.prefix),
+        }
     }
 
     /// Outcomes of `tenant`.
@@ -170,9 +174,12 @@ impl TopicNames {
         Tenant::new(topic.as_str().strip_prefix(&self.outcomes_prefix())?).ok()
     }
 
-    /// Whose work `topic` holds for `pool`; none where it is not such a topic.
-    pub fn tenant_of_work(&self, pool: &Pool, topic: &TopicName) -> Option<Tenant> {
-        Tenant::new(topic.as_str().strip_prefix(&self.work_prefix(pool))?).ok()
+    /// Whose work `topic` holds for `pool`, and how urgent it is; none where it is not such a topic.
+    pub fn owner_of_work(&self, pool: &Pool, topic: &TopicName) -> Option<(Tenant, Priority)> {
+        Priority::ALL.into_iter().find_map(|priority| {
+            let tenant = topic.as_str().strip_prefix(&self.work_prefix(pool, priority))?;
+            Some((Tenant::new(tenant).ok()?, priority))
+        })
     }
 
     fn checked(&self, name: &str) -> TopicName {
@@ -191,14 +198,25 @@ mod tests {
     #[test]
     fn each_stage_has_its_topic_and_the_tenant_can_be_read_back() {
         let (names, acme, shared) = (names(), Tenant::new("acme").unwrap(), Pool::default());
-        let work = names.work(&shared, &acme);
+        let work = names.work(&shared, Priority::Normal, &acme);
         let outcomes = names.outcomes(&acme);
         assert_eq!(work.as_str(), "tributary.work.shared.acme");
         assert_eq!(outcomes.as_str(), "tributary.outcomes.acme");
         assert_eq!(names.dead_letters().as_str(), "tributary.dead-letters");
         assert_eq!(names.tenant_of_outcomes(&outcomes), Some(acme.clone()));
-        assert_eq!(names.tenant_of_work(&shared, &work), Some(acme.clone()));
-        assert_eq!(names.tenant_of_work(&shared, &outcomes), None);
+        assert_eq!(names.owner_of_work(&shared, &outcomes), None);
+        // A tenant may be called as a priority is.
+        for tenant in ["acme", "low", "high"].map(|name| Tenant::new(name).unwrap()) {
+            for priority in Priority::ALL {
+                let work = names.work(&shared, priority, &tenant);
+                assert_eq!(
+                    names.owner_of_work(&shared, &work),
+                    Some((tenant.clone(), priority))
+                );
+            }
+        }
+        let urgent = names.work(&shared, Priority::High, &acme);
+        assert_eq!(urgent.as_str(), "tributary.work.shared.high.acme");
         assert_eq!(names.door(&names.jobs()), Some(Door::Shared));
         assert_eq!(names.door(&names.jobs_of(&acme)), Some(Door::Tenant(acme)));
     }

@@ -178,7 +178,7 @@ pub(crate) fn outcome(offset: i64) -> Outcome<'static> {
     let common = Common {
         origin_topic: TopicName::new("jobs").unwrap(),
         origin_topic_id: TopicId::from_bytes([1; 16]),
-        route: Route::Work(names().work(&schemas::Pool::default(), &acme())),
+        route: Route::Work(names().work(&schemas::Pool::default(), schemas::Priority::Normal, &acme())),
         tenant: acme(),
         model: "minilm".to_owned(),
         engine: Some(Engine {

@@ -17,11 +17,18 @@ mod store;
 mod topics;
 mod world;
 
-use std::{collections::BTreeMap, num::NonZeroU32, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    num::NonZeroU32,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use ::topics::{Append, Topics as _, local::LocalTopics};
 use rust_decimal::Decimal;
-use schemas::{ModelName, ModelTerms, Policies, Pool, Task, Tenant, TenantPolicy, TopicName, TopicNames};
+use schemas::{
+    ModelName, ModelTerms, Policies, Pool, Priority, Task, Tenant, TenantPolicy, TopicName, TopicNames,
+};
 use sink::{Depth, Store, object_store::memory::InMemory};
 use tokio::sync::watch;
 
@@ -84,7 +91,32 @@ struct Scene {
     /// All tenants that there are.
     policies: Policies,
     /// Some or all of them, in one pool or the other, as the slots of each number know them now.
-    in_force: [watch::Sender<Arc<Policies>>; slots::INSTANCES],
+    in_force: [InForce; slots::INSTANCES],
+}
+
+/// What some instances go by. Each has a channel of its own, since those that wait for one are woken in a random order.
+struct InForce(Mutex<(Arc<Policies>, Vec<watch::Sender<Arc<Policies>>>)>);
+
+impl InForce {
+    fn new(policies: Policies) -> Self {
+        Self(Mutex::new((Arc::new(policies), Vec::new())))
+    }
+
+    fn subscribe(&self) -> watch::Receiver<Arc<Policies>> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let sender = watch::Sender::new(Arc::clone(&known.0));
+        let receiver = sender.subscribe();
+        known.1.push(sender);
+        receiver
+    }
+
+    fn replace(&self, policies: &Arc<Policies>) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.0 = Arc::clone(policies);
+        known
+            .1
+            .retain(|instance| instance.send(Arc::clone(policies)).is_ok());
+    }
 }
 
 async fn simulate(plan: &Plan) -> Ran {
@@ -93,7 +125,7 @@ async fn simulate(plan: &Plan) -> Ran {
         topics: LocalTopics::in_memory(),
         lake: Arc::new(InMemory::new()),
         policies: policies(),
-        in_force: [(); slots::INSTANCES].map(|()| watch::Sender::new(Arc::new(policies()))),
+        in_force: [(); slots::INSTANCES].map(|()| InForce::new(policies())),
     });
     let names = &scene.policies.topics;
     let mut specs: Vec<_> = pools()
@@ -146,7 +178,10 @@ async fn produce(scene: &Scene, seed: u64) -> Expected {
                         format!("text {number} {}", "x".repeat(random.usize(0..200)))
                     };
                     let tenant = if random.bool() { "acme" } else { "globex" };
-                    format!(r#"{{"id":"j{number}","tenant":"{tenant}","model":"minilm","input":"{input}"}}"#)
+                    let priority = ["low", "normal", "high"][random.usize(0..3)];
+                    format!(
+                        r#"{{"id":"j{number}","tenant":"{tenant}","model":"minilm","priority":"{priority}","input":"{input}"}}"#
+                    )
                 }
             };
             let topic = if value.contains("acme") && random.bool() {
@@ -168,7 +203,7 @@ async fn produce(scene: &Scene, seed: u64) -> Expected {
         }
         let reloaded = Arc::new(reloaded(&scene.policies, &mut random));
         for in_force in &scene.in_force {
-            in_force.send_replace(Arc::clone(&reloaded));
+            in_force.replace(&reloaded);
             tokio::time::sleep(Duration::from_millis(random.u64(0..3_000))).await;
         }
         let subscription = ingest::Service::subscription(&scene.policies);
@@ -186,13 +221,14 @@ async fn produce(scene: &Scene, seed: u64) -> Expected {
 }
 
 /// Without some of the tenants, as a reload leaves them: their jobs are rejected, and what is under way goes on. The others
-/// have new weights, and new jobs of theirs go to a pool that may be another than before.
+/// have new weights and ceilings, and new jobs of theirs go to a pool that may be another than before.
 fn reloaded(policies: &Policies, random: &mut fastrand::Rng) -> Policies {
     let mut reloaded = policies.clone();
     reloaded.tenants.retain(|_, _| random.u8(0..4) > 0);
     for policy in reloaded.tenants.values_mut() {
         policy.weight = NonZeroU32::new(random.u32(1..4)).expect("not zero");
         policy.pool = pools().nth(random.usize(0..2)).expect("one of two");
+        policy.priority_max = Priority::ALL[random.usize(0..3)];
     }
     reloaded
 }

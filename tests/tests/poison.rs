@@ -6,8 +6,8 @@ use std::{collections::BTreeMap, path::Path, process::Command};
 
 use processor::DEATHS_MAX;
 use schemas::{
-    AdmittedJob, AdmittedJobs, JobId, ModelName, Origin, Outcome, Outcomes, Pool, Record as _, Tenant,
-    TopicId, TopicName, TopicNames,
+    AdmittedJob, AdmittedJobs, JobId, ModelName, Origin, Outcome, Outcomes, Pool, Priority, Record as _,
+    Tenant, TopicId, TopicName, TopicNames,
 };
 use topics::{Append, Event, Subscription, TopicPattern, TopicSpec, Topics as _, local::LocalTopics};
 
@@ -59,13 +59,13 @@ async fn produce(path: &Path) {
     let mut specs = vec![spec(names().dead_letters())];
     for tenant in tenants() {
         specs.extend([
-            spec(names().work(&Pool::default(), &tenant)),
+            spec(names().work(&Pool::default(), Priority::Normal, &tenant)),
             spec(names().outcomes(&tenant)),
         ]);
     }
     topics.ensure(&specs).await.unwrap();
     let append = |job: AdmittedJob| Append {
-        topic: names().work(&Pool::default(), &job.tenant),
+        topic: names().work(&Pool::default(), Priority::Normal, &job.tenant),
         partition: Some(job.origin.spread_over(2)),
         timestamp_ms: 0,
         key: None,

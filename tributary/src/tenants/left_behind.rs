@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use schemas::{Pool, Tenants, TopicName, TopicNames};
+use schemas::{Pool, Priority, Tenant, Tenants, TopicName, TopicNames};
 use topics::{Subscription, TopicPattern, Topics};
 
 use crate::{cli, config::Config};
@@ -49,13 +49,15 @@ fn left(
     let pools: BTreeSet<&Pool> = of_tenants.chain(pools.iter().copied()).collect();
     let all = sets().flat_map(|(tenant, _)| pools.iter().map(move |pool| (tenant, *pool)));
     let left = all.filter(|(tenant, pool)| tenants.get(*tenant).is_none_or(|policy| policy.pool != **pool));
-    left.map(|(tenant, pool)| (names.work(pool, tenant), pool.clone()))
-        .collect()
+    let topics = |(tenant, pool): (&Tenant, &Pool)| {
+        Priority::ALL.map(|priority| (names.work(pool, priority, tenant), pool.clone()))
+    };
+    left.flat_map(topics).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use schemas::{Tenant, TenantPolicy};
+    use schemas::TenantPolicy;
 
     use super::*;
 
@@ -78,9 +80,9 @@ mod tests {
         );
         let left = left(&names, &[&Pool::default()], &old, &new);
         let left: Vec<&str> = left.keys().map(TopicName::as_str).collect();
-        assert_eq!(
-            left,
-            ["work.gold.globex", "work.shared.acme", "work.shared.globex"]
-        );
+        assert_eq!(left.len(), 9);
+        for topic in ["work.gold.globex", "work.shared.acme", "work.shared.high.globex"] {
+            assert!(left.contains(&topic), "{topic}: {left:?}");
+        }
     }
 }
