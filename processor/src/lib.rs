@@ -23,6 +23,7 @@ mod outcomes;
 mod pace;
 mod prepare;
 mod priorities;
+pub mod replay;
 mod service;
 mod turns;
 mod windows;

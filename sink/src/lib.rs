@@ -38,6 +38,7 @@ mod layout;
 pub mod metric_names;
 mod partition;
 mod range;
+mod recorded;
 mod seal;
 mod service;
 mod store;
@@ -48,6 +49,7 @@ pub use error::Error;
 /// What a [`Store`] is opened over.
 pub use object_store;
 pub use range::{Marks, RangeFile, RangeIntent, Table};
+pub use recorded::{RecordedJob, recorded};
 pub use service::{Config, Service};
 pub use store::{Created, Options, Store};
 pub use summary::{Summary, summary};

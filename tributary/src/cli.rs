@@ -54,6 +54,13 @@ pub(crate) enum Command {
     /// that all instances follow, which `apply` writes to.
     #[command(subcommand)]
     Tenants(TenantsCommand),
+    /// Replay the jobs of a lake under other tenants, and say what each tenant would have waited and paid
+    ///
+    /// The jobs come when they came, each takes the device for as long as it did, and the turns are given out by what gives
+    /// them out in a processor: by the weights of the set in force, and by those of the file. Tenants of other pools than
+    /// `processor.pool` are left out. Priorities are not recorded, so that the jobs of a tenant go in their order. Prices are
+    /// those of this configuration.
+    Simulate(SimulateArgs),
     /// Print the configuration in force, secrets hidden
     Config,
     /// Ask a running service for its health; exits with 1 unless it is well
@@ -181,6 +188,19 @@ pub(crate) struct ShowArgs {
         requires = "acls"
     )]
     pub(crate) tenant_principal: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SimulateArgs {
+    /// The tenants file
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// The lake: a folder or a URL; left out: sink.url
+    #[arg(long, value_name = "LAKE")]
+    pub(crate) lake: Option<String>,
+    /// Seconds of work that the device does in one; left out: as it did in the lake while there was work
+    #[arg(long, value_name = "TIMES")]
+    pub(crate) speed: Option<f64>,
 }
 
 #[derive(Debug, Args)]

@@ -14,6 +14,7 @@ mod metric_names;
 mod pipeline;
 mod process;
 mod shutdown;
+mod simulate;
 mod submit;
 mod supervise;
 mod tenants;
@@ -61,6 +62,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::Verify(args) => return verify::run(&config, &args).await,
             Command::DeadLetters(command) => dead_letters::run(&config, &command).await,
             Command::Tenants(command) => tenants::run(&config, &command).await,
+            Command::Simulate(args) => simulate::run(&config, &args).await,
             Command::Config => cli::print(&config.to_toml()?),
             Command::Health(args) => health::ask(&args.url),
             Command::Completions { shell } => {

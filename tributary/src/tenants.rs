@@ -16,6 +16,6 @@ mod left_behind;
 mod set;
 mod store_policy;
 
-pub(crate) use command::run;
+pub(crate) use command::{in_force_now, read, run};
 pub(crate) use follow::Follower;
 pub(crate) use set::check;

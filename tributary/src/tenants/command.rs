@@ -30,7 +30,8 @@ pub(crate) async fn run(config: &Config, command: &TenantsCommand) -> anyhow::Re
     }
 }
 
-fn read(config: &Config, file: &Path) -> anyhow::Result<Tenants> {
+/// The tenants that `file` says.
+pub(crate) fn read(config: &Config, file: &Path) -> anyhow::Result<Tenants> {
     let text = config::read("tenants file", file)?;
     set::read(&text, config)
         .map_err(|refused| anyhow::anyhow!("tenants file `{}`, {refused}", file.display()))
@@ -111,6 +112,12 @@ async fn show(config: &Config, args: &ShowArgs) -> anyhow::Result<()> {
     }
     ensure!(!tenants.is_empty(), "no tenant is in force");
     print(set::write(&tenants)?.trim_end())
+}
+
+/// The tenants that services of this configuration go by now.
+pub(crate) async fn in_force_now(config: &Config) -> anyhow::Result<Tenants> {
+    let topics = topics_of_cluster(config)?;
+    in_force(config, topics.as_deref()).await
 }
 
 /// The tenants that services of this configuration go by.
