@@ -12,13 +12,14 @@ from places import TARGET, WORK, Process
 BINARY = TARGET / "tributary"
 TENANTS = ["acme", "globex", "hooli", "initech", "stark"]
 PARTITIONS = 2
+PRIORITIES = 3
 SAMPLE = re.compile(r"^(\w+)(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
 
 
 class Setup:
     """One configuration of the pipeline: a fresh lake, fresh groups and, by `name`, fresh internal topics."""
 
-    def __init__(self, name, model, *, brokers=None, settings=(), tenants=TENANTS):
+    def __init__(self, name, model, *, brokers=None, settings=(), tenants=TENANTS, policy=f"partitions = {PARTITIONS}\n"):
         self.name, self.folder, self.tenants = name, WORK / name, tenants
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
@@ -26,7 +27,7 @@ class Setup:
         topics = f'path = "{self.folder}/topics.redb"'
         if brokers:
             topics = f'kind = "kafka"\nprefix = "{name}."\nkafka = {{ "bootstrap.servers" = "{brokers}" }}'
-        tenants = "".join(f"[tenants.{tenant}]\npartitions = {PARTITIONS}\n" for tenant in tenants)
+        tenants = "".join(f"[tenants.{tenant}]\n{policy}" for tenant in tenants)
         self.config = self.folder / "tributary.toml"
         self.config.write_text(
             f"""[topics]
@@ -53,7 +54,7 @@ filter = "warn"
     def groups(self):
         """The consumer groups, and how many partitions each has to read, the jobs' aside."""
         outcomes = len(self.tenants) * PARTITIONS + 1
-        return {f"{self.name}-processor-shared": len(self.tenants) * PARTITIONS, f"{self.name}-sink": outcomes}
+        return {f"{self.name}-processor-shared": len(self.tenants) * PRIORITIES * PARTITIONS, f"{self.name}-sink": outcomes}
 
     def remove(self):
         shutil.rmtree(self.folder, ignore_errors=True)

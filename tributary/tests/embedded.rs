@@ -153,6 +153,42 @@ fn dead_letters_are_listed_shown_as_they_were_and_replayed_once() {
 }
 
 #[test]
+fn what_a_lake_recorded_is_replayed_under_other_tenants() {
+    let folder = tempfile::tempdir().unwrap();
+    let (lake, file) = (folder.path().join("lake"), folder.path().join("tenants.toml"));
+    assert!(demo(&lake, &[]).status.success());
+    std::fs::write(&file, "[tenants.acme]\nweight = 100\n[tenants.globex]\n").unwrap();
+    let arguments = [
+        "simulate",
+        file.to_str().unwrap(),
+        "--lake",
+        lake.to_str().unwrap(),
+        "--set",
+        MODEL,
+        "--set",
+        "models.minilm.price_per_device_second=1",
+        "--set",
+        "tenants.acme.weight=1",
+        "--set",
+        "tenants.globex.weight=1",
+        "--set",
+        "tenants.initech.weight=1",
+    ];
+    let simulated = tributary(&arguments);
+    assert!(simulated.status.success(), "{}", stderr(&simulated));
+    let said = stdout(&simulated);
+    let line = |tenant: &str| -> Vec<String> {
+        let line = said.lines().find(|line| line.starts_with(tenant));
+        line.unwrap().split_whitespace().map(str::to_owned).collect()
+    };
+    let (acme, globex) = (line("acme"), line("globex"));
+    let median = |words: &[String], column: usize| words[column].parse::<f64>().unwrap();
+    assert_eq!(acme.len(), 11, "{said}");
+    assert!(median(&acme, 6) <= median(&globex, 6), "{said}");
+    assert!(line("initech").contains(&"elsewhere".to_owned()), "{said}");
+}
+
+#[test]
 fn verify_names_what_was_tampered_with() {
     let folder = tempfile::tempdir().unwrap();
     assert!(demo(folder.path(), &[]).status.success());
