@@ -3,14 +3,17 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     num::{NonZeroU32, NonZeroUsize},
+    time::Duration,
 };
 
 use schemas::{AdmittedJobs, Priority, Tenant};
+use tokio::time::Instant;
 use topics::{Assignment, Chunk, Partition, Record};
 
 use crate::{
     cost,
     priorities::Queue,
+    rate::{Limit, Rates},
     turns::{Backlogged, Turns},
 };
 
@@ -20,7 +23,8 @@ pub(crate) struct Limits {
     /// A lane with this many bytes of one priority takes no more of it: its partitions are paused. Were it one limit for all of
     /// a lane, urgent jobs would wait on their topic for room that others take.
     pub(crate) lane_bytes_max: usize,
-    /// With this many bytes over all lanes, no lane takes more.
+    /// With this many bytes over all lanes, no lane takes more. Those that wait for their rate do not count: what they may
+    /// not run must not keep the others from what they may.
     pub(crate) all_bytes_max: usize,
 }
 
@@ -69,9 +73,12 @@ pub(crate) struct Lanes {
     /// Those that have something.
     lanes: HashMap<Tenant, Lane>,
     turns: Turns,
+    rates: Rates,
     /// What was paused of each lane and priority.
     paused: BTreeMap<(Tenant, Priority), BTreeSet<Partition>>,
     bytes: usize,
+    /// Those of them that wait for their lane's rate.
+    held_back_bytes: usize,
 }
 
 #[derive(Default)]
@@ -79,6 +86,14 @@ struct Lane {
     queue: Queue<Waiting>,
     /// By priority.
     bytes: [usize; 3],
+    /// What it will be in work units, about.
+    work: u64,
+}
+
+impl Lane {
+    fn all_bytes(&self) -> usize {
+        self.bytes.iter().sum()
+    }
 }
 
 impl Lanes {
@@ -88,12 +103,25 @@ impl Lanes {
             job_tokens_max,
             lanes: HashMap::new(),
             turns: Turns::default(),
+            rates: Rates::default(),
             paused: BTreeMap::new(),
             bytes: 0,
+            held_back_bytes: 0,
         }
     }
 
-    /// Queues the records of `chunk`, which are of `priority`, in the lane of `tenant`, which is of `weight` if it is new.
+    /// A partition of `tenant`'s jobs of `priority` is this processor's from `now` on, and with it a part of the tenant's rate,
+    /// which is within `limit`.
+    pub(crate) fn gain(&mut self, tenant: &Tenant, priority: Priority, limit: Option<Limit>, now: Instant) {
+        self.rates.gain(tenant, priority, limit, now);
+    }
+
+    /// A partition of `tenant`'s jobs of `priority` is another processor's from `now` on.
+    pub(crate) fn lose(&mut self, tenant: &Tenant, priority: Priority, now: Instant) {
+        self.rates.lose(tenant, priority, now);
+    }
+
+    /// Queues the records of `chunk`, which are of `priority` and came `now`, in the lane of `tenant`, which is of `weight` if it is new.
     /// Answers whether their partition is to be paused.
     #[must_use]
     pub(crate) fn push(
@@ -102,11 +130,18 @@ impl Lanes {
         priority: Priority,
         weight: NonZeroU32,
         chunk: Chunk,
+        now: Instant,
     ) -> bool {
         if chunk.records.is_empty() {
             return false;
         }
-        self.turns.join(tenant, weight);
+        let is_held_back = match self.lanes.contains_key(tenant) {
+            true => self.rates.holds_back(tenant),
+            false => self.rates.hold_back(tenant, now),
+        };
+        if !is_held_back {
+            self.turns.join(tenant, weight);
+        }
         let lane = self.lanes.entry(tenant.clone()).or_default();
         for record in chunk.records {
             let value = record.value.as_deref().unwrap_or_default();
@@ -114,7 +149,11 @@ impl Lanes {
             let estimate = cost::estimate(jobs, value.len(), self.job_tokens_max);
             let bytes = record.size_bytes();
             lane.bytes[priority as usize] += bytes;
+            lane.work += estimate;
             self.bytes += bytes;
+            if is_held_back {
+                self.held_back_bytes += bytes;
+            }
             let (source, assignment) = (chunk.partition.clone(), chunk.assignment);
             let waiting = Waiting {
                 tenant: tenant.clone(),
@@ -128,7 +167,8 @@ impl Lanes {
             lane.queue.push_back(priority, waiting);
         }
         let full = lane.bytes[priority as usize] >= self.limits.lane_bytes_max
-            || self.bytes >= self.limits.all_bytes_max;
+            || lane.work >= self.rates.queue_work_max(tenant)
+            || self.bytes - self.held_back_bytes >= self.limits.all_bytes_max;
         full && self
             .paused
             .entry((tenant.clone(), priority))
@@ -142,17 +182,24 @@ impl Lanes {
             paused.retain(|partition| !partitions.contains(partition));
             !paused.is_empty()
         });
-        let (turns, bytes) = (&mut self.turns, &mut self.bytes);
+        let (turns, rates) = (&mut self.turns, &mut self.rates);
+        let (bytes, held_back_bytes) = (&mut self.bytes, &mut self.held_back_bytes);
         self.lanes.retain(|tenant, lane| {
+            let before = lane.all_bytes();
             lane.queue.retain(|waiting| !partitions.contains(&waiting.source));
-            *bytes -= lane.bytes.iter().sum::<usize>();
-            lane.bytes = [0; 3];
+            (lane.bytes, lane.work) = ([0; 3], 0);
             for waiting in lane.queue.iter() {
                 lane.bytes[waiting.priority as usize] += waiting.record.size_bytes();
+                lane.work += waiting.estimate;
             }
-            *bytes += lane.bytes.iter().sum::<usize>();
+            let forgotten = before - lane.all_bytes();
+            *bytes -= forgotten;
+            if rates.holds_back(tenant) {
+                *held_back_bytes -= forgotten;
+            }
             if lane.queue.is_empty() {
                 turns.leave(tenant);
+                rates.forget(tenant);
             }
             !lane.queue.is_empty()
         });
@@ -163,12 +210,48 @@ impl Lanes {
         self.turns.reweigh(weight_of);
     }
 
-    /// What a window took of `tenant` was not `estimate` but `work`, in work units.
-    pub(crate) fn settle(&mut self, tenant: &Tenant, estimate: u64, work: u64) {
-        self.turns.settle(tenant, estimate, work);
+    /// Holds every lane to its limit of `now`.
+    pub(crate) fn relimit(&mut self, limit_of: impl Fn(&Tenant) -> Option<Limit>, now: Instant) {
+        self.rates.relimit(limit_of, now);
     }
 
-    /// Whether nothing waits.
+    /// Lets those lanes go on that waited for their rate and need not any more. Answers which, and how long each waited.
+    pub(crate) fn release(
+        &mut self,
+        weight_of: impl Fn(&Tenant) -> NonZeroU32,
+        now: Instant,
+    ) -> Vec<(Tenant, Duration)> {
+        let mut released = Vec::new();
+        while let Some((tenant, waited)) = self.rates.release(now) {
+            if let Some(lane) = self.lanes.get(&tenant) {
+                self.held_back_bytes -= lane.all_bytes();
+                self.turns.join(&tenant, weight_of(&tenant));
+            }
+            released.push((tenant, waited));
+        }
+        released
+    }
+
+    /// When the next lane need not wait any more for its rate.
+    pub(crate) fn next_release(&self) -> Option<Instant> {
+        self.rates.next_release()
+    }
+
+    /// What a window took of `tenant` was not `estimate` but `work`, in work units, as is known `now`.
+    pub(crate) fn settle(&mut self, tenant: &Tenant, estimate: u64, work: u64, now: Instant) {
+        self.turns.settle(tenant, estimate, work);
+        let was_held_back = self.rates.holds_back(tenant);
+        self.rates.settle(tenant, estimate, work, now);
+        if let Some(lane) = self.lanes.get(tenant)
+            && !was_held_back
+            && self.rates.hold_back(tenant, now)
+        {
+            self.held_back_bytes += lane.all_bytes();
+            self.turns.leave(tenant);
+        }
+    }
+
+    /// Whether nothing waits that may run.
     pub(crate) fn is_empty(&self) -> bool {
         self.turns.is_empty()
     }
@@ -178,8 +261,8 @@ impl Lanes {
         self.bytes
     }
 
-    /// Takes a window's worth: at least a record, if any waits.
-    pub(crate) fn take(&mut self, budget: Budget) -> Taken {
+    /// Takes a window's worth as of `now`: at least a record, if any waits that may run.
+    pub(crate) fn take(&mut self, budget: Budget, now: Instant) -> Taken {
         let (mut window, mut jobs, mut bytes) = (Vec::new(), 0, 0);
         let mut round = self.turns.round(budget.lanes_max);
         while window.is_empty() || jobs < budget.jobs_max as u64 && bytes < budget.bytes_max {
@@ -190,12 +273,17 @@ impl Lanes {
             let waiting = lane.queue.pop_front().expect("whose turn it is has work");
             let size = waiting.record.size_bytes();
             lane.bytes[waiting.priority as usize] -= size;
+            lane.work -= waiting.estimate;
             self.bytes -= size;
             bytes += size;
             jobs += waiting.jobs;
-            round.serve(&tenant, waiting.estimate, !lane.queue.is_empty());
+            self.rates.charge(&tenant, waiting.estimate, now);
+            let goes_on = !lane.queue.is_empty() && !self.rates.hold_back(&tenant, now);
+            round.serve(&tenant, waiting.estimate, goes_on);
             if lane.queue.is_empty() {
                 self.lanes.remove(&tenant);
+            } else if !goes_on {
+                self.held_back_bytes += lane.all_bytes();
             }
             window.push(waiting);
         }
@@ -209,12 +297,13 @@ impl Lanes {
     /// lanes together are there too. The gap keeps a partition from being paused and resumed at every record.
     #[must_use]
     pub(crate) fn resumable(&mut self) -> Vec<Partition> {
-        if self.bytes > self.limits.all_bytes_max / 2 {
+        if self.bytes - self.held_back_bytes > self.limits.all_bytes_max / 2 {
             return Vec::new();
         }
         let low = |(tenant, priority): &(Tenant, Priority)| {
             let lane = self.lanes.get(tenant);
-            lane.map_or(0, |lane| lane.bytes[*priority as usize]) <= self.limits.lane_bytes_max / 2
+            let (bytes, work) = lane.map_or((0, 0), |lane| (lane.bytes[*priority as usize], lane.work));
+            bytes <= self.limits.lane_bytes_max / 2 && work <= self.rates.queue_work_max(tenant) / 2
         };
         let resumable = self.paused.extract_if(.., |lane, _| low(lane));
         resumable.flat_map(|(_, partitions)| partitions).collect()
@@ -276,6 +365,20 @@ mod tests {
         }
     }
 
+    fn push(
+        lanes: &mut Lanes,
+        tenant: &Tenant,
+        priority: Priority,
+        weight: NonZeroU32,
+        chunk: Chunk,
+    ) -> bool {
+        lanes.push(tenant, priority, weight, chunk, Instant::now())
+    }
+
+    fn settle(lanes: &mut Lanes, tenant: &Tenant, estimate: u64, work: u64) {
+        lanes.settle(tenant, estimate, work, Instant::now());
+    }
+
     /// Takes a window from any number of lanes.
     fn take(lanes: &mut Lanes, jobs_max: usize) -> Vec<Waiting> {
         let budget = Budget {
@@ -283,7 +386,7 @@ mod tests {
             bytes_max: usize::MAX,
             lanes_max: NonZeroUsize::MAX,
         };
-        lanes.take(budget).waiting
+        lanes.take(budget, Instant::now()).waiting
     }
 
     fn tenants_of(window: &[Waiting]) -> Vec<String> {
@@ -293,9 +396,27 @@ mod tests {
     #[test]
     fn a_flood_of_one_tenant_does_not_delay_the_others_by_more_than_a_turn() {
         let mut lanes = Lanes::new(WIDE, usize::MAX);
-        assert!(!lanes.push(&tenant(0), Normal, NonZeroU32::MIN, chunk(0, 0, 0..1_000)));
-        assert!(!lanes.push(&tenant(1), Normal, NonZeroU32::MIN, chunk(1, 0, 0..2)));
-        assert!(!lanes.push(&tenant(2), Normal, NonZeroU32::MIN, chunk(2, 0, 0..1)));
+        assert!(!push(
+            &mut lanes,
+            &tenant(0),
+            Normal,
+            NonZeroU32::MIN,
+            chunk(0, 0, 0..1_000)
+        ));
+        assert!(!push(
+            &mut lanes,
+            &tenant(1),
+            Normal,
+            NonZeroU32::MIN,
+            chunk(1, 0, 0..2)
+        ));
+        assert!(!push(
+            &mut lanes,
+            &tenant(2),
+            Normal,
+            NonZeroU32::MIN,
+            chunk(2, 0, 0..1)
+        ));
         let window = take(&mut lanes, 6);
         assert_eq!(tenants_of(&window), ["t0", "t1", "t2", "t0", "t1", "t0"]);
     }
@@ -304,7 +425,13 @@ mod tests {
     fn the_turn_goes_on_in_the_next_window_where_it_stopped() {
         let mut lanes = Lanes::new(WIDE, usize::MAX);
         for index in 0..3 {
-            assert!(!lanes.push(&tenant(index), Normal, NonZeroU32::MIN, chunk(index, 0, 0..5)));
+            assert!(!push(
+                &mut lanes,
+                &tenant(index),
+                Normal,
+                NonZeroU32::MIN,
+                chunk(index, 0, 0..5)
+            ));
         }
         assert_eq!(tenants_of(&take(&mut lanes, 2)), ["t0", "t1"]);
         assert_eq!(tenants_of(&take(&mut lanes, 2)), ["t2", "t0"]);
@@ -320,14 +447,26 @@ mod tests {
             },
             usize::MAX,
         );
-        assert!(!lanes.push(&tenant(0), Normal, NonZeroU32::MIN, chunk(0, 0, 0..3)));
-        assert!(lanes.push(&tenant(0), Normal, NonZeroU32::MIN, chunk(0, 0, 3..4)));
+        assert!(!push(
+            &mut lanes,
+            &tenant(0),
+            Normal,
+            NonZeroU32::MIN,
+            chunk(0, 0, 0..3)
+        ));
+        assert!(push(
+            &mut lanes,
+            &tenant(0),
+            Normal,
+            NonZeroU32::MIN,
+            chunk(0, 0, 3..4)
+        ));
         assert!(
-            !lanes.push(&tenant(0), Normal, NonZeroU32::MIN, chunk(0, 0, 4..5)),
+            !push(&mut lanes, &tenant(0), Normal, NonZeroU32::MIN, chunk(0, 0, 4..5)),
             "it is paused already"
         );
         assert!(
-            !lanes.push(&tenant(1), Normal, NonZeroU32::MIN, chunk(1, 0, 0..1)),
+            !push(&mut lanes, &tenant(1), Normal, NonZeroU32::MIN, chunk(1, 0, 0..1)),
             "another lane is not concerned"
         );
         take(&mut lanes, 3);
@@ -345,8 +484,20 @@ mod tests {
             all_bytes_max: 100 * one,
         };
         let mut lanes = Lanes::new(limits, usize::MAX);
-        assert!(lanes.push(&tenant(0), Low, NonZeroU32::MIN, chunk(0, 0, 0..8)));
-        assert!(!lanes.push(&tenant(0), High, NonZeroU32::MIN, chunk(0, 1, 0..2)));
+        assert!(push(
+            &mut lanes,
+            &tenant(0),
+            Low,
+            NonZeroU32::MIN,
+            chunk(0, 0, 0..8)
+        ));
+        assert!(!push(
+            &mut lanes,
+            &tenant(0),
+            High,
+            NonZeroU32::MIN,
+            chunk(0, 1, 0..2)
+        ));
         let window = take(&mut lanes, 3);
         let sources: Vec<i32> = window.iter().map(|waiting| waiting.source.index).collect();
         assert_eq!(sources, [1, 1, 0], "the high ones first");
@@ -356,30 +507,180 @@ mod tests {
     #[test]
     fn high_jobs_of_a_tenant_take_nothing_from_the_others() {
         let mut lanes = Lanes::new(WIDE, usize::MAX);
-        assert!(!lanes.push(&tenant(0), High, NonZeroU32::MIN, chunk(0, 0, 0..50)));
-        assert!(!lanes.push(&tenant(0), Low, NonZeroU32::MIN, chunk(0, 1, 0..50)));
-        assert!(!lanes.push(&tenant(1), Low, NonZeroU32::MIN, chunk(1, 0, 0..50)));
+        assert!(!push(
+            &mut lanes,
+            &tenant(0),
+            High,
+            NonZeroU32::MIN,
+            chunk(0, 0, 0..50)
+        ));
+        assert!(!push(
+            &mut lanes,
+            &tenant(0),
+            Low,
+            NonZeroU32::MIN,
+            chunk(0, 1, 0..50)
+        ));
+        assert!(!push(
+            &mut lanes,
+            &tenant(1),
+            Low,
+            NonZeroU32::MIN,
+            chunk(1, 0, 0..50)
+        ));
         let window = tenants_of(&take(&mut lanes, 20));
         assert_eq!(window.iter().filter(|tenant| *tenant == "t1").count(), 10);
+    }
+
+    /// What a record of [`chunk`] is estimated at, so that a rate can be said in records.
+    fn record_work() -> u32 {
+        let value_bytes = chunk(0, 0, 0..1).records[0].value.as_ref().unwrap().len();
+        cost::estimate(1, value_bytes, usize::MAX) as u32
+    }
+
+    /// So many records a second, and as many at once, of a tenant with one partition.
+    fn records_per_s(records: u32) -> Option<Limit> {
+        let rate = schemas::Rate {
+            work_units_per_s: NonZeroU32::new(records * record_work()).unwrap(),
+            burst_work_units: None,
+        };
+        Some(Limit {
+            rate,
+            partitions: NonZeroU32::MIN,
+            priority_max: Low,
+        })
+    }
+
+    #[test]
+    fn a_lane_over_its_rate_waits_and_the_others_get_all_that_it_leaves() {
+        let (mut lanes, began) = (Lanes::new(WIDE, usize::MAX), Instant::now());
+        lanes.gain(&tenant(0), Low, records_per_s(2), began);
+        let mut now = began + Duration::from_secs(1);
+        assert!(!lanes.push(&tenant(0), Normal, NonZeroU32::MIN, chunk(0, 0, 0..15), now));
+        assert!(!lanes.push(&tenant(1), Normal, NonZeroU32::MIN, chunk(1, 0, 0..100), now));
+        let budget = Budget {
+            jobs_max: 10,
+            bytes_max: usize::MAX,
+            lanes_max: NonZeroUsize::MAX,
+        };
+        let mut of_limited = Vec::new();
+        for _ in 0..5 {
+            lanes.release(|_| NonZeroU32::MIN, now);
+            let window = lanes.take(budget, now).waiting;
+            assert_eq!(window.len(), 10);
+            of_limited.push(
+                tenants_of(&window)
+                    .iter()
+                    .filter(|tenant| *tenant == "t0")
+                    .count(),
+            );
+            now += Duration::from_secs(1);
+        }
+        assert_eq!(of_limited, [2, 2, 2, 2, 2]);
+    }
+
+    #[test]
+    fn lanes_that_all_wait_for_their_rates_are_as_if_empty_until_the_first_may_go_on() {
+        let (mut lanes, now) = (Lanes::new(WIDE, usize::MAX), Instant::now());
+        for index in 0..2 {
+            lanes.gain(&tenant(index), Low, records_per_s(1 + index as u32), now);
+            assert!(!lanes.push(
+                &tenant(index),
+                Normal,
+                NonZeroU32::MIN,
+                chunk(index, 0, 0..5),
+                now
+            ));
+        }
+        assert!(lanes.is_empty(), "nothing has been saved up yet");
+        let soon = lanes.next_release().unwrap();
+        assert_eq!(lanes.release(|_| NonZeroU32::MIN, soon).len(), 2);
+        let budget = Budget {
+            jobs_max: 10,
+            bytes_max: usize::MAX,
+            lanes_max: NonZeroUsize::MAX,
+        };
+        assert_eq!(tenants_of(&lanes.take(budget, soon).waiting), ["t0", "t1"]);
+        assert!(lanes.is_empty());
+        let due = lanes.next_release().unwrap();
+        assert_eq!((due - now).as_millis(), 500);
+        let released = lanes.release(|_| NonZeroU32::MIN, due);
+        assert_eq!(released, [(tenant(1), due - soon)]);
+        lanes.forget(&[partition(0, 0), partition(1, 0)]);
+        assert_eq!(
+            (lanes.next_release(), lanes.bytes(), lanes.held_back_bytes),
+            (None, 0, 0)
+        );
+    }
+
+    #[test]
+    fn a_lane_with_a_rate_is_paused_at_what_takes_it_long_and_does_not_count_against_the_others() {
+        let one = chunk(0, 0, 0..1).records[0].size_bytes();
+        let limits = Limits {
+            lane_bytes_max: 1 << 20,
+            all_bytes_max: 10 * one,
+        };
+        let (mut lanes, now) = (Lanes::new(limits, usize::MAX), Instant::now());
+        lanes.gain(&tenant(0), Low, records_per_s(1), now);
+        assert!(!lanes.push(&tenant(0), Normal, NonZeroU32::MIN, chunk(0, 0, 0..9), now));
+        assert!(lanes.push(&tenant(0), Normal, NonZeroU32::MIN, chunk(0, 0, 9..20), now));
+        assert!(
+            !lanes.push(&tenant(1), Normal, NonZeroU32::MIN, chunk(1, 0, 0..9), now),
+            "the others have all the room"
+        );
+        let mut later = now;
+        while lanes.resumable().is_empty() {
+            later += Duration::from_secs(1);
+            lanes.release(|_| NonZeroU32::MIN, later);
+            let budget = Budget {
+                jobs_max: 1_000,
+                bytes_max: usize::MAX,
+                lanes_max: NonZeroUsize::MAX,
+            };
+            lanes.take(budget, later);
+        }
+        assert_eq!(
+            (later - now).as_secs(),
+            15,
+            "5 of 20 are left, half of what takes 10 s"
+        );
     }
 
     #[test]
     fn a_window_takes_at_least_one_record_however_large() {
         let mut lanes = Lanes::new(WIDE, usize::MAX);
-        assert!(!lanes.push(&tenant(0), Normal, NonZeroU32::MIN, chunk(0, 0, 0..2)));
+        assert!(!push(
+            &mut lanes,
+            &tenant(0),
+            Normal,
+            NonZeroU32::MIN,
+            chunk(0, 0, 0..2)
+        ));
         let budget = Budget {
             jobs_max: 10,
             bytes_max: 1,
             lanes_max: NonZeroUsize::MIN,
         };
-        assert_eq!(lanes.take(budget).waiting.len(), 1);
+        assert_eq!(lanes.take(budget, Instant::now()).waiting.len(), 1);
     }
 
     #[test]
     fn what_another_processor_took_over_is_forgotten() {
         let mut lanes = Lanes::new(WIDE, usize::MAX);
-        assert!(!lanes.push(&tenant(0), Normal, NonZeroU32::MIN, chunk(0, 0, 0..3)));
-        assert!(!lanes.push(&tenant(0), Normal, NonZeroU32::MIN, chunk(0, 1, 0..3)));
+        assert!(!push(
+            &mut lanes,
+            &tenant(0),
+            Normal,
+            NonZeroU32::MIN,
+            chunk(0, 0, 0..3)
+        ));
+        assert!(!push(
+            &mut lanes,
+            &tenant(0),
+            Normal,
+            NonZeroU32::MIN,
+            chunk(0, 1, 0..3)
+        ));
         lanes.forget(&[partition(0, 0)]);
         let window = take(&mut lanes, 10);
         assert_eq!(window.len(), 3);
@@ -391,15 +692,28 @@ mod tests {
     #[test]
     fn a_lane_that_had_nothing_for_a_while_saves_nothing_up_and_gets_nothing_for_leaving() {
         let mut lanes = Lanes::new(WIDE, usize::MAX);
-        assert!(!lanes.push(&tenant(0), Normal, NonZeroU32::MIN, chunk_of(0, 0, 0..100, 10)));
+        assert!(!push(
+            &mut lanes,
+            &tenant(0),
+            Normal,
+            NonZeroU32::MIN,
+            chunk_of(0, 0, 0..100, 10)
+        ));
         let taken: Vec<_> = (0..50).flat_map(|_| take(&mut lanes, 1)).collect();
         assert_eq!(taken.len(), 50);
-        assert!(!lanes.push(&tenant(1), Normal, NonZeroU32::MIN, chunk_of(1, 0, 0..10, 10)));
+        assert!(!push(
+            &mut lanes,
+            &tenant(1),
+            Normal,
+            NonZeroU32::MIN,
+            chunk_of(1, 0, 0..10, 10)
+        ));
         let next: Vec<_> = (0..4).flat_map(|_| take(&mut lanes, 1)).collect();
         assert_eq!(tenants_of(&next), ["t1", "t0", "t1", "t0"]);
         let mut comes_and_goes = 0;
         for turn in 0..20 {
-            assert!(!lanes.push(
+            assert!(!push(
+                &mut lanes,
                 &tenant(2),
                 Normal,
                 NonZeroU32::MIN,
@@ -418,7 +732,13 @@ mod tests {
     fn a_window_that_reaches_no_further_lane_goes_on_with_those_that_it_has() {
         let mut lanes = Lanes::new(WIDE, usize::MAX);
         for index in 0..3 {
-            assert!(!lanes.push(&tenant(index), Normal, NonZeroU32::MIN, chunk(index, 0, 0..5)));
+            assert!(!push(
+                &mut lanes,
+                &tenant(index),
+                Normal,
+                NonZeroU32::MIN,
+                chunk(index, 0, 0..5)
+            ));
         }
         let budget = Budget {
             jobs_max: 5,
@@ -426,11 +746,11 @@ mod tests {
             lanes_max: NonZeroUsize::new(2).unwrap(),
         };
         assert_eq!(
-            tenants_of(&lanes.take(budget).waiting),
+            tenants_of(&lanes.take(budget, Instant::now()).waiting),
             ["t0", "t1", "t0", "t1", "t0"]
         );
         assert_eq!(
-            tenants_of(&lanes.take(budget).waiting),
+            tenants_of(&lanes.take(budget, Instant::now()).waiting),
             ["t2", "t2", "t1", "t2", "t1"]
         );
     }
@@ -439,14 +759,26 @@ mod tests {
     fn a_lane_of_twice_the_weight_has_twice_the_turns_and_a_new_weight_holds_from_then_on() {
         let weight = |weight| NonZeroU32::new(weight).unwrap();
         let mut lanes = Lanes::new(WIDE, usize::MAX);
-        assert!(!lanes.push(&tenant(0), Normal, weight(2), chunk(0, 0, 0..100)));
-        assert!(!lanes.push(&tenant(1), Normal, weight(1), chunk(1, 0, 0..100)));
+        assert!(!push(
+            &mut lanes,
+            &tenant(0),
+            Normal,
+            weight(2),
+            chunk(0, 0, 0..100)
+        ));
+        assert!(!push(
+            &mut lanes,
+            &tenant(1),
+            Normal,
+            weight(1),
+            chunk(1, 0, 0..100)
+        ));
         let of_first =
             |window: &[Waiting]| tenants_of(window).iter().filter(|tenant| *tenant == "t0").count();
         let window = take(&mut lanes, 30);
         assert_eq!(of_first(&window), 20);
         for Waiting { tenant, estimate, .. } in window {
-            lanes.settle(&tenant, estimate, estimate);
+            settle(&mut lanes, &tenant, estimate, estimate);
         }
         lanes.reweigh(|_| weight(1));
         let first = of_first(&take(&mut lanes, 30));
@@ -457,25 +789,43 @@ mod tests {
     fn a_lane_whose_work_was_underestimated_waits_until_it_is_even() {
         let mut lanes = Lanes::new(WIDE, usize::MAX);
         for index in 0..2 {
-            assert!(!lanes.push(&tenant(index), Normal, NonZeroU32::MIN, chunk(index, 0, 0..100)));
+            assert!(!push(
+                &mut lanes,
+                &tenant(index),
+                Normal,
+                NonZeroU32::MIN,
+                chunk(index, 0, 0..100)
+            ));
         }
         let window = take(&mut lanes, 2);
         let estimate = window[0].estimate;
-        lanes.settle(&tenant(0), estimate, 4 * estimate);
-        lanes.settle(&tenant(1), estimate, estimate);
+        settle(&mut lanes, &tenant(0), estimate, 4 * estimate);
+        settle(&mut lanes, &tenant(1), estimate, estimate);
         assert_eq!(tenants_of(&take(&mut lanes, 4)), ["t1", "t1", "t1", "t0"]);
     }
 
     #[test]
     fn nothing_is_kept_of_a_tenant_once_the_others_were_served_as_much() {
         let mut lanes = Lanes::new(WIDE, usize::MAX);
-        assert!(!lanes.push(&tenant(0), Normal, NonZeroU32::MIN, chunk(0, 0, 0..100)));
+        assert!(!push(
+            &mut lanes,
+            &tenant(0),
+            Normal,
+            NonZeroU32::MIN,
+            chunk(0, 0, 0..100)
+        ));
         for index in 1..50 {
-            assert!(!lanes.push(&tenant(index), Normal, NonZeroU32::MIN, chunk(index, 0, 0..1)));
+            assert!(!push(
+                &mut lanes,
+                &tenant(index),
+                Normal,
+                NonZeroU32::MIN,
+                chunk(index, 0, 0..1)
+            ));
         }
         for _ in 0..4 {
             for Waiting { tenant, estimate, .. } in take(&mut lanes, 25) {
-                lanes.settle(&tenant, estimate, estimate);
+                settle(&mut lanes, &tenant, estimate, estimate);
             }
         }
         assert_eq!((lanes.lanes.len(), lanes.turns.accounts()), (1, 1));
@@ -498,11 +848,17 @@ mod tests {
             let names: Vec<Tenant> = (0..tenants).map(tenant).collect();
             let before_bytes = resident_bytes();
             for (index, name) in names.iter().enumerate() {
-                assert!(!lanes.push(name, Normal, NonZeroU32::MIN, chunk(index, 0, 0..1)));
+                assert!(!push(
+                    &mut lanes,
+                    name,
+                    Normal,
+                    NonZeroU32::MIN,
+                    chunk(index, 0, 0..1)
+                ));
             }
             while !lanes.is_empty() {
-                for Waiting { tenant, estimate, .. } in lanes.take(budget).waiting {
-                    lanes.settle(&tenant, estimate, estimate);
+                for Waiting { tenant, estimate, .. } in lanes.take(budget, Instant::now()).waiting {
+                    settle(&mut lanes, &tenant, estimate, estimate);
                 }
             }
             let idle_bytes = (resident_bytes() - before_bytes) / tenants;
@@ -519,9 +875,9 @@ mod tests {
                 let arriving: Vec<_> = (0..if round == 0 { 5 } else { 1 }).flat_map(arriving).collect();
                 let began = std::time::Instant::now();
                 for (name, chunk) in arriving {
-                    assert!(!lanes.push(name, Normal, NonZeroU32::MIN, chunk));
+                    assert!(!push(&mut lanes, name, Normal, NonZeroU32::MIN, chunk));
                 }
-                let window = lanes.take(budget).waiting;
+                let window = lanes.take(budget, Instant::now()).waiting;
                 let mut spent = began.elapsed();
                 let mut works: BTreeMap<Tenant, u64> = BTreeMap::new();
                 for Waiting { tenant, estimate, .. } in window {
@@ -529,7 +885,7 @@ mod tests {
                 }
                 let began = std::time::Instant::now();
                 for (tenant, estimate) in &works {
-                    lanes.settle(tenant, *estimate, estimate + 1);
+                    settle(&mut lanes, tenant, *estimate, estimate + 1);
                 }
                 assert_eq!(lanes.resumable(), []);
                 spent += began.elapsed();
@@ -565,7 +921,8 @@ mod tests {
                 if let Some((t, p, count, jobs)) = push {
                     let next = pushed.entry(partition(t, p)).or_default();
                     let weight = NonZeroU32::new(t as u32 + 1).unwrap();
-                    prop_assert!(!lanes.push(&tenant(t), Normal, weight, chunk_of(t, p, *next..*next + count, jobs)));
+                    let chunk = chunk_of(t, p, *next..*next + count, jobs);
+                    prop_assert!(!lanes.push(&tenant(t), Normal, weight, chunk, Instant::now()));
                     *next += count;
                 }
                 for waiting in jobs_max.map(|jobs_max| take(&mut lanes, jobs_max)).into_iter().flatten() {

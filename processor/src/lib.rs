@@ -4,10 +4,10 @@
 //! work.<pool>.<tenant> ─▶ lanes ─▶ window ─▶ tokens ─▶ micro-batches ─▶ model ─▶ outcomes.<tenant>
 //! ```
 //!
-//! Whose turn it is ([`turns`]) and which of his jobs have it ([`priorities`]), what waits for one ([`lanes`]), how large a
-//! window is ([`pace`]), which texts share a micro-batch ([`batcher`]), who spoiled one ([`halving`]) and who pays for it
-//! ([`cost`]) are functions of values. The model stands behind one small trait, [`model::Encoder`]: tokens in, vectors out.
-//! This crate knows neither Kafka nor Parquet.
+//! Whose turn it is ([`turns`]) and which of his jobs have it ([`priorities`]), what waits for one ([`lanes`]) or for its rate
+//! ([`rate`]), how large a window is ([`pace`]), which texts share a micro-batch ([`batcher`]), who spoiled one ([`halving`])
+//! and who pays for it ([`cost`]) are functions of values. The model stands behind one small trait, [`model::Encoder`]: tokens
+//! in, vectors out. This crate knows neither Kafka nor Parquet.
 
 mod attempts;
 mod batcher;
@@ -23,6 +23,7 @@ mod outcomes;
 mod pace;
 mod prepare;
 mod priorities;
+mod rate;
 pub mod replay;
 mod service;
 mod turns;

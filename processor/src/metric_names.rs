@@ -13,6 +13,8 @@ pub const WORK_UNITS: &str = "tributary_processor_work_units_total";
 /// Jain's index over the lanes that had work all through a window, of what they got of it for their weights: 1 if all got the
 /// same. A window that is small beside its lanes cannot reach 1.
 pub const FAIRNESS: &str = "tributary_processor_fairness";
+/// How long the lane of a `tenant` had work and waited for its rate, in milliseconds.
+pub const RATE_WAIT_MS: &str = "tributary_processor_rate_wait_ms_total";
 /// Device time of one micro-batch, in seconds.
 pub const BATCH_SECONDS: &str = "tributary_processor_batch_seconds";
 /// Jobs in one micro-batch.

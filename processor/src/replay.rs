@@ -12,6 +12,7 @@ use std::{
 };
 
 use schemas::{AdmittedJobs, Priority, Record as _, Tenant, TopicId, TopicName};
+use tokio::time::Instant;
 use topics::{Assignment, Chunk, Partition, Record, TopicRef};
 
 use crate::{
@@ -82,6 +83,8 @@ pub fn replay(jobs: &[Recorded], how: Replay, weight_of: impl Fn(&Tenant) -> Non
         all_bytes_max: usize::MAX,
     };
     let mut lanes = Lanes::new(unlimited, usize::MAX);
+    // Rates alone look at it, and nobody has one here.
+    let no_time = Instant::now();
     let most = Budget {
         jobs_max: usize::MAX,
         bytes_max: usize::MAX,
@@ -100,13 +103,14 @@ pub fn replay(jobs: &[Recorded], how: Replay, weight_of: impl Fn(&Tenant) -> Non
                 Priority::Normal,
                 weight_of(tenant),
                 records.chunk(jobs, index),
+                no_time,
             );
             assert!(!is_full, "lanes have no limit here");
         }
         let Taken {
             waiting: mut window,
             backlogged,
-        } = lanes.take(pace.budget());
+        } = lanes.take(pace.budget(), no_time);
         // Those that have nothing more waiting run first, as in every window.
         window.sort_by_key(|waiting| backlogged.reached.contains_key(&waiting.tenant));
         let (mut bytes, mut elapsed_ns) = (0, 0);
@@ -123,7 +127,7 @@ pub fn replay(jobs: &[Recorded], how: Replay, weight_of: impl Fn(&Tenant) -> Non
             elapsed_ns += (job.device_time_ns as f64 / how.speed) as u64;
             bytes += record.size_bytes();
             let work = cost::work_units(job.input_tokens as usize).max(cost::JOB_WORK_MIN);
-            lanes.settle(&tenant, estimate, work);
+            lanes.settle(&tenant, estimate, work, no_time);
         }
         pace.observe(bytes, 0.0, elapsed_ns as f64 / 1e6);
         now_ns += elapsed_ns;

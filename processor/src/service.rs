@@ -8,18 +8,26 @@
 //! A few windows are under way at once, so that while the device runs one, the next is ready and the last is being
 //! committed.
 
-use std::{collections::BTreeMap, num::NonZeroUsize, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeMap,
+    num::{NonZeroU32, NonZeroUsize},
+    sync::Arc,
+};
 
 use schemas::{
-    AdmittedJobs, DecodeError, ModelName, ModelTerms, Policies, Pool, Priority, Record as _, TopicNames,
+    AdmittedJobs, DecodeError, ModelName, ModelTerms, Policies, Pool, Priority, Record as _, Tenant,
+    TopicNames,
 };
 use serde::{Deserialize, Serialize};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
     task::{JoinError, JoinSet},
+    time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
-use topics::{Chunk, Committer, Error, Event, Reader, Subscription, TopicPattern, Topics, offload};
+use topics::{
+    Chunk, Committer, Error, Event, Partition, Reader, Subscription, TopicPattern, Topics, offload,
+};
 
 use crate::{
     attempts::Attempts,
@@ -32,6 +40,7 @@ use crate::{
     outcomes::{self, Context},
     pace::Pace,
     prepare::{Prepared, Reading, Settlement, Window, prepare},
+    rate::Limit,
     windows::Inferred,
 };
 
@@ -231,6 +240,7 @@ impl Service {
         );
         let (places, leads) = (Arc::new(places), Arc::new(leads));
         loop {
+            release(&mut lanes, &in_force);
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return Ok(()),
@@ -238,41 +248,57 @@ impl Service {
                 Ok(()) = policies.changed() => {
                     in_force = Arc::clone(&policies.borrow_and_update());
                     lanes.reweigh(|tenant| in_force.weight_of(tenant));
+                    lanes.relimit(|tenant| limit(&in_force, tenant), Instant::now());
                 }
+                () = wait_until(lanes.next_release()) => {}
                 (lead, place) = wanted(&leads, &places), if !lanes.is_empty() => {
-                    let window = Window { taken: lanes.take(*budget.borrow()), place, lead };
-                    if windows.send(window).await.is_err() {
+                    let taken = lanes.take(*budget.borrow(), Instant::now());
+                    if windows.send(Window { taken, place, lead }).await.is_err() {
                         return Ok(());
                     }
-                    let resumable = lanes.resumable();
-                    if !resumable.is_empty() {
-                        reader.resume(&resumable)?;
-                    }
+                    resume(&mut lanes, reader)?;
                     metrics::gauge!(metric_names::LANES_BYTES).set(lanes.bytes() as f64);
                 }
                 event = reader.next() => match event? {
-                    Event::Assigned(partitions) => tracing::info!(?partitions, "partitions assigned"),
+                    Event::Assigned(partitions) => {
+                        tracing::info!(?partitions, "partitions assigned");
+                        let owners = partitions.iter().filter_map(|(partition, _)| self.owner_of(partition));
+                        for (tenant, priority) in owners {
+                            lanes.gain(&tenant, priority, limit(&in_force, &tenant), Instant::now());
+                        }
+                    }
                     Event::Revoked(partitions) => {
                         tracing::info!(?partitions, "partitions revoked");
                         lanes.forget(&partitions);
+                        for (tenant, priority) in partitions.iter().filter_map(|partition| self.owner_of(partition)) {
+                            lanes.lose(&tenant, priority, Instant::now());
+                        }
+                        resume(&mut lanes, reader)?;
                     }
                     Event::Records(chunk) => {
                         refuse_other_versions(&chunk)?;
                         let partition = chunk.partition.clone();
-                        let owner = self.context.names.owner_of_work(&self.config.pool, &partition.topic.name);
-                        let Some((tenant, priority)) = owner else {
+                        let Some((tenant, priority)) = self.owner_of(&partition) else {
                             return Err(Error::Invalid {
                                 what: format!("topic `{}`", partition.topic.name),
                                 detail: "is among the work topics, and its name ends in no possible tenant: delete it".to_owned(),
                             });
                         };
-                        if lanes.push(&tenant, priority, in_force.weight_of(&tenant), chunk) {
+                        let weight = in_force.weight_of(&tenant);
+                        if lanes.push(&tenant, priority, weight, chunk, Instant::now()) {
                             reader.pause(&[partition])?;
                         }
                     }
                 },
             }
         }
+    }
+
+    /// Whose work `partition` holds, and how urgent it is.
+    fn owner_of(&self, partition: &Partition) -> Option<(Tenant, Priority)> {
+        self.context
+            .names
+            .owner_of_work(&self.config.pool, &partition.topic.name)
     }
 
     /// Makes windows ready, one after the other, and tells the router what they are worth.
@@ -313,11 +339,46 @@ async fn wanted(
     (permit(leads).await, permit(places).await)
 }
 
+async fn wait_until(due: Option<Instant>) {
+    match due {
+        Some(due) => sleep_until(due).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// How fast `tenant` may go, over all processors.
+fn limit(policies: &Policies, tenant: &Tenant) -> Option<Limit> {
+    let policy = policies.tenants.get(tenant)?;
+    let partitions = NonZeroU32::new(policy.partitions)?;
+    policy.rate.map(|rate| Limit {
+        rate,
+        partitions,
+        priority_max: policy.priority_max,
+    })
+}
+
+/// Lets lanes go on that have waited long enough for their rate.
+fn release(lanes: &mut Lanes, policies: &Policies) {
+    for (tenant, waited) in lanes.release(|tenant| policies.weight_of(tenant), Instant::now()) {
+        let waited_ms = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX);
+        metrics::counter!(metric_names::RATE_WAIT_MS, "tenant" => tenant.to_string()).increment(waited_ms);
+    }
+}
+
+/// Reads on where lanes have room again.
+fn resume(lanes: &mut Lanes, reader: &mut dyn Reader) -> Result<(), Error> {
+    let resumable = lanes.resumable();
+    if resumable.is_empty() {
+        return Ok(());
+    }
+    reader.resume(&resumable)
+}
+
 /// Charges the lanes of a window with what it is worth.
 fn settle(lanes: &mut Lanes, settlement: &Settlement) {
-    let Settlement { works, backlogged } = settlement;
+    let (Settlement { works, backlogged }, now) = (settlement, Instant::now());
     for (tenant, work) in works {
-        lanes.settle(tenant, work.estimate, work.units);
+        lanes.settle(tenant, work.estimate, work.units, now);
         metrics::counter!(metric_names::WORK_UNITS, "tenant" => tenant.to_string()).increment(work.units);
     }
     if let Some(index) = backlogged.jain(|tenant| works[tenant].units) {
@@ -375,7 +436,7 @@ async fn commit(
 #[cfg(test)]
 mod tests {
     use rust_decimal::Decimal;
-    use schemas::{Task, Tenant, Tenants, TopicName};
+    use schemas::{Task, Tenants, TopicName};
     use topics::{Append, TopicSpec, local::LocalTopics};
 
     use super::*;

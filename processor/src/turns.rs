@@ -269,6 +269,10 @@ mod tests {
         Arrive { lane: usize, records: Vec<(u64, u64)> },
         /// What waits in a lane is taken over by another processor.
         Forget { lane: usize },
+        /// A lane has reached its rate: it may not run what it has, from now on or from its next turn on.
+        Hold { lane: usize, at_next_turn: bool },
+        /// It may again.
+        Release { lane: usize },
         /// A window takes so many records.
         Window { records: usize },
         /// The oldest window that is not settled is.
@@ -291,7 +295,9 @@ mod tests {
         );
         let event = prop_oneof![
             4 => (lane.clone(), records).prop_map(|(lane, records)| Event::Arrive { lane, records }),
-            1 => lane.prop_map(|lane| Event::Forget { lane }),
+            1 => lane.clone().prop_map(|lane| Event::Forget { lane }),
+            1 => (lane.clone(), any::<bool>()).prop_map(|(lane, at_next_turn)| Event::Hold { lane, at_next_turn }),
+            2 => lane.prop_map(|lane| Event::Release { lane }),
             6 => (1_usize..30).prop_map(|records| Event::Window { records }),
             8 => Just(Event::Settle),
         ];
@@ -310,6 +316,8 @@ mod tests {
     #[derive(Default)]
     struct Seen {
         queue: VecDeque<(u64, u64)>,
+        is_held_back: bool,
+        is_held_back_at_next_turn: bool,
         work: i128,
         /// The work of its windows that are not settled, and the estimates of it.
         unsettled: (i128, i128),
@@ -322,6 +330,10 @@ mod tests {
     }
 
     impl Seen {
+        fn may_run(&self) -> bool {
+            !self.queue.is_empty() && !self.is_held_back
+        }
+
         fn note_error(&mut self) {
             let (work, estimate) = self.unsettled;
             self.too_low = self.too_low.max(work - estimate);
@@ -344,6 +356,19 @@ mod tests {
             NonZeroU32::new(weight).unwrap()
         };
         let lanes = story.weights.len();
+        let join = |turns: &mut Turns, lane: usize, is_new: bool, arrivals: &mut VecDeque<usize>| {
+            let before = turns.accounts.get(&tenant(lane)).cloned();
+            turns.join(&tenant(lane), weight(lane));
+            if is_new {
+                arrivals.push_back(lane);
+                let reached = turns.reached;
+                turns.change(&tenant(lane), |account| match mutation {
+                    Some(Mutation::SaveUp) => account.settled = before.map_or(0, |before| before.settled),
+                    Some(Mutation::BeginLast) => account.settled += reached,
+                    _ => {}
+                });
+            }
+        };
         let mut turns = Turns::default();
         let mut seen: Vec<Seen> = (0..lanes).map(|_| Seen::default()).collect();
         let mut windows: VecDeque<Vec<(usize, u64, u64)>> = VecDeque::new();
@@ -353,19 +378,9 @@ mod tests {
         for event in &story.events {
             match event {
                 Event::Arrive { lane, records } => {
-                    let before = turns.accounts.get(&tenant(*lane)).cloned();
-                    let was_empty = seen[*lane].queue.is_empty();
-                    turns.join(&tenant(*lane), weight(*lane));
-                    if was_empty {
-                        arrivals.push_back(*lane);
-                        let reached = turns.reached;
-                        turns.change(&tenant(*lane), |account| match mutation {
-                            Some(Mutation::SaveUp) => {
-                                account.settled = before.map_or(0, |before| before.settled)
-                            }
-                            Some(Mutation::BeginLast) => account.settled += reached,
-                            _ => {}
-                        });
+                    if !seen[*lane].is_held_back {
+                        let is_new = seen[*lane].queue.is_empty();
+                        join(&mut turns, *lane, is_new, &mut arrivals);
                     }
                     let records = records.iter();
                     let factor = story.factors[*lane];
@@ -376,6 +391,24 @@ mod tests {
                     turns.leave(&tenant(*lane));
                     seen[*lane].queue.clear();
                     arrivals.retain(|arrived| arrived != lane);
+                }
+                Event::Hold {
+                    lane,
+                    at_next_turn: true,
+                } => seen[*lane].is_held_back_at_next_turn = true,
+                Event::Hold {
+                    lane,
+                    at_next_turn: false,
+                } => {
+                    turns.leave(&tenant(*lane));
+                    seen[*lane].is_held_back = true;
+                    arrivals.retain(|arrived| arrived != lane);
+                }
+                Event::Release { lane } => {
+                    let of = &mut seen[*lane];
+                    if std::mem::take(&mut of.is_held_back) && !of.queue.is_empty() {
+                        join(&mut turns, *lane, true, &mut arrivals);
+                    }
                 }
                 Event::Window { records } => {
                     let lanes_max = NonZeroUsize::new(story.lanes_max).unwrap();
@@ -390,7 +423,10 @@ mod tests {
                             lane = *arrivals.iter().find(may).unwrap();
                         }
                         let (work, estimate) = seen[lane].queue.pop_front().unwrap();
-                        let has_work = !seen[lane].queue.is_empty();
+                        if std::mem::take(&mut seen[lane].is_held_back_at_next_turn) {
+                            seen[lane].is_held_back = true;
+                        }
+                        let has_work = seen[lane].may_run();
                         round.serve(&tenant(lane), estimate, has_work);
                         window.push((lane, work, estimate));
                         if !has_work {
@@ -449,11 +485,11 @@ mod tests {
         Ok(())
     }
 
-    /// Takes in how far each two lanes are apart now, if both have work.
+    /// Takes in how far each two lanes are apart now, if both have work that they may run.
     fn note(seen: &[Seen], weights: &[u32], apart: &mut HashMap<(usize, usize), (i128, i128)>) {
         for one in 0..seen.len() {
             for other in one + 1..seen.len() {
-                if seen[one].queue.is_empty() || seen[other].queue.is_empty() {
+                if !seen[one].may_run() || !seen[other].may_run() {
                     apart.remove(&(one, other));
                     continue;
                 }

@@ -29,7 +29,7 @@ pub use outcome::{
     Common, DeviceShare, Digest, Engine, Group, Outcome, Outcomes, Reason, ReasonCode, Row, Run, Task,
     Verdict,
 };
-pub use policy::{ModelTerms, Policies, TenantPolicy, TenantSet, Tenants};
+pub use policy::{ModelTerms, Policies, Rate, TenantPolicy, TenantSet, Tenants};
 pub use record::{DecodeError, Record};
 pub use text::Text;
 pub use topic::{Door, TopicId, TopicName, TopicNames};

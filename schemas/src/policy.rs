@@ -63,6 +63,9 @@ pub struct TenantPolicy {
     /// How long the tenant's topics keep a record, in days; none leaves it to the cluster.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retention_days: Option<NonZeroU32>,
+    /// How fast the tenant's jobs run at most; none: as fast as its turns come.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate: Option<Rate>,
     /// Stand on every outcome of the tenant, in the place of the job's own labels of these names.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
@@ -77,6 +80,7 @@ impl Default for TenantPolicy {
             weight: NonZeroU32::MIN,
             priority_max: Priority::High,
             retention_days: None,
+            rate: None,
             labels: BTreeMap::new(),
         }
     }
@@ -89,6 +93,24 @@ impl TenantPolicy {
         Priority::ALL
             .into_iter()
             .filter(move |priority| *priority <= most)
+    }
+}
+
+/// How fast jobs run at most, in work units, which are about tokens. What comes faster waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rate {
+    /// So many a second, for as long as it takes.
+    pub work_units_per_s: NonZeroU32,
+    /// So many at once, after a while without any; none: those of a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub burst_work_units: Option<NonZeroU32>,
+}
+
+impl Rate {
+    /// How many work units may run at once, after a while without any.
+    pub fn burst_work_units(&self) -> NonZeroU32 {
+        self.burst_work_units.unwrap_or(self.work_units_per_s)
     }
 }
 

@@ -197,6 +197,7 @@ mod tests {
             models = ["minilm"]
             priority_max = "normal"
             retention_days = 30
+            rate = { work_units_per_s = 2000, burst_work_units = 10000 }
             labels = { cost-centre = "17" }
 
             [tenants.globex]
@@ -209,6 +210,11 @@ mod tests {
         );
         assert_eq!(acme.priority_max, Priority::Normal);
         assert_eq!(acme.retention_days.map(|days| days.get()), Some(30));
+        let rate = acme.rate.unwrap();
+        assert_eq!(
+            (rate.work_units_per_s.get(), rate.burst_work_units().get()),
+            (2_000, 10_000)
+        );
         assert_eq!(acme.labels["cost-centre"], "17");
         assert_eq!(*globex, TenantPolicy::default());
         assert_eq!(
@@ -236,6 +242,18 @@ mod tests {
             (
                 "[tenants.acme]\nweight = 'much'\n",
                 "line 2: setting `tenants.acme.weight`: ",
+            ),
+            (
+                "[tenants.acme]\nrate = { work_units_per_s = 0 }\n",
+                "line 2: setting `tenants.acme.rate.work_units_per_s`: invalid value",
+            ),
+            (
+                "[tenants.acme.rate]\nwork_units_per_s = 5\nburst = 3\n",
+                "line 3: unknown setting `tenants.acme.rate.burst`: known ones are: work_units_per_s, burst_work_units",
+            ),
+            (
+                "[tenants.acme]\n[tenants.acme.rate]\nburst_work_units = 3\n",
+                "line 2: ",
             ),
             (
                 "[tenants.acme]\npriority_max = 'top'\n",

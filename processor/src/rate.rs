@@ -1,0 +1,562 @@
+//! How fast tenants may go: a bucket of work units for each that has a rate, and the lanes that wait for theirs.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    num::NonZeroU32,
+    time::Duration,
+};
+
+use schemas::{Priority, Rate, Tenant};
+use tokio::time::Instant;
+
+/// A lane with a rate takes no more when what waits there would take it so long: the rest waits on its topic, and what is
+/// here lasts until more has come.
+const QUEUE_S_MAX: u64 = 10;
+
+/// A lane that waits longer than this is looked at in between: a time so far away may be none that a clock can tell.
+const WAIT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// What a level is counted in: so a rate by the second is one by the nanosecond of these.
+const NANO_UNITS: i128 = 1_000_000_000;
+
+/// What bounds a tenant, over all processors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Limit {
+    pub(crate) rate: Rate,
+    /// The partitions of the tenant's work of each priority. Each stands for an equal part of the rate.
+    pub(crate) partitions: NonZeroU32,
+    /// The most urgent priority that the tenant has. What is left of more urgent jobs has no part of its own.
+    pub(crate) priority_max: Priority,
+}
+
+impl Limit {
+    fn parts(&self) -> i128 {
+        i128::from(self.partitions.get()) * (self.priority_max as i128 + 1)
+    }
+
+    /// How many parts of the rate whoever holds so many partitions of each priority has.
+    fn parts_of(&self, held: [u32; 3]) -> u32 {
+        held[..=self.priority_max as usize].iter().sum()
+    }
+}
+
+/// One processor's part of a tenant's rate. It fills with time, up to the burst, and what runs is taken out. A record is
+/// taken whole, and what it is worth is known later, so that the level may fall below nothing: then the lane waits.
+#[derive(Debug, Clone)]
+struct Bucket {
+    limit: Limit,
+    /// How many of the rate's parts are this processor's.
+    held: u32,
+    /// As of then, in nano-units.
+    level: i128,
+    as_of: Instant,
+    wait: Option<Wait>,
+}
+
+/// A lane that has work and may not run it.
+#[derive(Debug, Clone, Copy)]
+struct Wait {
+    since: Instant,
+    until: Instant,
+}
+
+impl Bucket {
+    /// What a partition that was taken over may run at once is nothing: its last owner may have run it already.
+    fn new(limit: Limit, held: u32, now: Instant) -> Self {
+        Self {
+            limit,
+            held,
+            level: 0,
+            as_of: now,
+            wait: None,
+        }
+    }
+
+    /// So much of `whole` as this processor's part is.
+    fn part(&self, whole: i128) -> i128 {
+        whole * i128::from(self.held) / self.limit.parts()
+    }
+
+    /// Brings the level to `now`, and changes it.
+    fn change(&mut self, now: Instant, change: impl FnOnce(&mut Self)) {
+        let now = self.as_of.max(now);
+        let elapsed_ns = now.duration_since(self.as_of).as_nanos() as i128;
+        let filled = self.part(elapsed_ns * i128::from(self.limit.rate.work_units_per_s.get()));
+        self.level = self.full().min(self.level + filled);
+        self.as_of = now;
+        change(self);
+        self.level = self.full().min(self.level);
+    }
+
+    fn full(&self) -> i128 {
+        self.part(NANO_UNITS * i128::from(self.limit.rate.burst_work_units().get()))
+    }
+
+    /// When something may run.
+    fn ripe_at(&self) -> Instant {
+        if self.level > 0 {
+            return self.as_of;
+        }
+        let per_ns = i128::from(self.limit.rate.work_units_per_s.get()) * i128::from(self.held.max(1));
+        let missing = (1 - self.level) * self.limit.parts();
+        let wait_ns = (missing + per_ns - 1) / per_ns;
+        self.as_of + u64::try_from(wait_ns).map_or(WAIT_MAX, |ns| Duration::from_nanos(ns).min(WAIT_MAX))
+    }
+}
+
+/// The rates of one processor's lanes.
+#[derive(Default)]
+pub(crate) struct Rates {
+    /// How many partitions of each tenant's work this processor holds, by priority.
+    held: HashMap<Tenant, [u32; 3]>,
+    /// Those of tenants that have a rate.
+    buckets: HashMap<Tenant, Bucket>,
+    /// The lanes that wait, by until when.
+    waiting: BTreeSet<(Instant, Tenant)>,
+}
+
+impl Rates {
+    /// This processor holds one more partition of `tenant`'s jobs of `priority`.
+    pub(crate) fn gain(&mut self, tenant: &Tenant, priority: Priority, limit: Option<Limit>, now: Instant) {
+        self.held.entry(tenant.clone()).or_default()[priority as usize] += 1;
+        self.limit(tenant, limit, now);
+    }
+
+    /// This processor holds one partition of `tenant`'s jobs of `priority` less. What was run too much stays owed.
+    pub(crate) fn lose(&mut self, tenant: &Tenant, priority: Priority, now: Instant) {
+        if let Some(held) = self.held.get_mut(tenant) {
+            held[priority as usize] -= 1;
+            if *held == [0; 3] {
+                self.held.remove(tenant);
+            }
+        }
+        let limit = self.buckets.get(tenant).map(|bucket| bucket.limit);
+        self.limit(tenant, limit, now);
+    }
+
+    /// Holds every tenant to its limit of now.
+    pub(crate) fn relimit(&mut self, limit_of: impl Fn(&Tenant) -> Option<Limit>, now: Instant) {
+        let tenants: BTreeSet<Tenant> = self.held.keys().chain(self.buckets.keys()).cloned().collect();
+        for tenant in tenants {
+            self.limit(&tenant, limit_of(&tenant), now);
+        }
+    }
+
+    fn limit(&mut self, tenant: &Tenant, limit: Option<Limit>, now: Instant) {
+        let held = self.held.get(tenant).copied().unwrap_or_default();
+        let Some(limit) = limit else {
+            if let Some(wait) = self.buckets.remove(tenant).and_then(|bucket| bucket.wait) {
+                self.waiting.remove(&(wait.until, tenant.clone()));
+                self.waiting.insert((now, tenant.clone()));
+            }
+            return;
+        };
+        let held = limit.parts_of(held);
+        let bucket = self.buckets.entry(tenant.clone());
+        bucket.or_insert_with(|| Bucket::new(limit, held, now));
+        self.change(tenant, now, |bucket| (bucket.limit, bucket.held) = (limit, held));
+        if self.buckets[tenant].held == 0 && self.buckets[tenant].level >= 0 {
+            self.buckets.remove(tenant);
+        }
+    }
+
+    /// Work of `tenant` runs from now on, worth `estimate` work units, about.
+    pub(crate) fn charge(&mut self, tenant: &Tenant, estimate: u64, now: Instant) {
+        self.change(tenant, now, |bucket| {
+            bucket.level -= NANO_UNITS * i128::from(estimate)
+        });
+    }
+
+    /// Work of `tenant` that was charged as `estimate` was `work`, both in work units.
+    pub(crate) fn settle(&mut self, tenant: &Tenant, estimate: u64, work: u64, now: Instant) {
+        let too_high = i128::from(estimate) - i128::from(work);
+        self.change(tenant, now, |bucket| bucket.level += NANO_UNITS * too_high);
+    }
+
+    /// Whether the lane of `tenant`, which has work, may not run it as of `now`: then it waits until [`Rates::release`].
+    pub(crate) fn hold_back(&mut self, tenant: &Tenant, now: Instant) -> bool {
+        let Some(bucket) = self.buckets.get_mut(tenant) else {
+            return false;
+        };
+        let until = bucket.ripe_at();
+        if bucket.wait.is_none() && until > now {
+            bucket.wait = Some(Wait { since: now, until });
+            self.waiting.insert((until, tenant.clone()));
+        }
+        bucket.wait.is_some()
+    }
+
+    /// Whether the lane of `tenant` waits.
+    pub(crate) fn holds_back(&self, tenant: &Tenant) -> bool {
+        self.buckets
+            .get(tenant)
+            .is_some_and(|bucket| bucket.wait.is_some())
+    }
+
+    /// The lane of `tenant` has no work any more.
+    pub(crate) fn forget(&mut self, tenant: &Tenant) {
+        let bucket = self.buckets.get_mut(tenant);
+        if let Some(wait) = bucket.and_then(|bucket| bucket.wait.take()) {
+            self.waiting.remove(&(wait.until, tenant.clone()));
+        }
+    }
+
+    /// When the next lane may go on.
+    pub(crate) fn next_release(&self) -> Option<Instant> {
+        self.waiting.first().map(|(until, _)| *until)
+    }
+
+    /// A lane that may go on as of `now`, and how long it waited.
+    pub(crate) fn release(&mut self, now: Instant) -> Option<(Tenant, Duration)> {
+        while self.next_release()? <= now {
+            let (_, tenant) = self.waiting.pop_first()?;
+            let Some(bucket) = self.buckets.get_mut(&tenant) else {
+                return Some((tenant, Duration::ZERO));
+            };
+            let waited = bucket.wait.take().map(|wait| now.duration_since(wait.since));
+            if !self.hold_back(&tenant, now) {
+                return Some((tenant, waited.unwrap_or_default()));
+            }
+        }
+        None
+    }
+
+    /// With how many work units waiting the lane of `tenant` takes no more.
+    pub(crate) fn queue_work_max(&self, tenant: &Tenant) -> u64 {
+        self.buckets.get(tenant).map_or(u64::MAX, |bucket| {
+            let whole = QUEUE_S_MAX * u64::from(bucket.limit.rate.work_units_per_s.get());
+            bucket.part(whole.into()) as u64
+        })
+    }
+
+    /// Changes the bucket of `tenant`, and how long its lane waits.
+    fn change(&mut self, tenant: &Tenant, now: Instant, change: impl FnOnce(&mut Bucket)) {
+        let Some(bucket) = self.buckets.get_mut(tenant) else {
+            return;
+        };
+        bucket.change(now, change);
+        let until = bucket.ripe_at();
+        if let Some(wait) = &mut bucket.wait {
+            self.waiting.remove(&(wait.until, tenant.clone()));
+            wait.until = until;
+            self.waiting.insert((until, tenant.clone()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::{
+        prelude::*,
+        test_runner::{Config, TestRunner},
+    };
+
+    use super::*;
+    use Priority::{Low, Normal};
+
+    const PROCESSORS: usize = 3;
+
+    /// A way in which rates are kept wrongly. Each must be found: a check that never fails checks nothing.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    enum Mutation {
+        /// A processor has the whole rate, whatever it holds.
+        IgnoreShare,
+        /// A part of the rate stays with whoever had it.
+        KeepShare,
+        /// A partition that is taken over brings its part of the burst along.
+        BeginFull,
+        /// Estimates stay as they are.
+        NeverSettle,
+        /// What was saved up has no end.
+        IgnoreBurst,
+    }
+
+    impl Mutation {
+        const ALL: [Self; 5] = [
+            Self::IgnoreShare,
+            Self::KeepShare,
+            Self::BeginFull,
+            Self::NeverSettle,
+            Self::IgnoreBurst,
+        ];
+    }
+
+    #[derive(Debug, Clone)]
+    enum Event {
+        /// Time passes.
+        Pass { ms: u64 },
+        /// A processor runs so many records, if it may, each with its work and by how many tenths that is estimated.
+        Run {
+            processor: usize,
+            records: Vec<(u64, u64)>,
+        },
+        /// What a processor ran is settled.
+        Settle { processor: usize },
+        /// A partition changes hands.
+        Move { partition: usize, to: usize },
+        /// A processor begins anew, and what it held stays with it.
+        Restart { processor: usize },
+    }
+
+    #[derive(Debug, Clone)]
+    struct Story {
+        per_s: u32,
+        burst: u32,
+        partitions: usize,
+        /// How many times too high the estimates are, beside how each record's is off.
+        factor: u64,
+        events: Vec<Event>,
+    }
+
+    fn stories() -> impl Strategy<Value = Story> {
+        let processor = 0..PROCESSORS;
+        let records = prop::collection::vec((1_u64..60, 0_u64..20), 1..60);
+        let event = prop_oneof![
+            5 => (0_u64..3_000).prop_map(|ms| Event::Pass { ms }),
+            8 => (processor.clone(), records).prop_map(|(processor, records)| Event::Run { processor, records }),
+            8 => processor.clone().prop_map(|processor| Event::Settle { processor }),
+            4 => (0_usize..6, processor.clone()).prop_map(|(partition, to)| Event::Move { partition, to }),
+            1 => processor.prop_map(|processor| Event::Restart { processor }),
+        ];
+        let events = prop::collection::vec(event, 20..200);
+        let factor = prop_oneof![4 => Just(1_u64), 1 => Just(0), 1 => 2_u64..4];
+        let settings = (1_u32..400, 1_u32..5_000, 1_usize..6, factor);
+        (settings, events).prop_map(|((per_s, burst, partitions, factor), events)| Story {
+            per_s,
+            burst,
+            partitions,
+            factor,
+            events,
+        })
+    }
+
+    /// A processor as the check sees it, beside its bucket.
+    #[derive(Default)]
+    struct Seen {
+        unsettled: Vec<(i128, i128)>,
+        /// The most by which the estimates of what was not settled were too low, and too high.
+        too_low: i128,
+        too_high: i128,
+    }
+
+    fn tenant() -> Tenant {
+        Tenant::new("acme").unwrap()
+    }
+
+    /// Plays `story`, and says in which span of it more was run than the bound of ARCHITECTURE.md allows.
+    fn play(story: &Story, mutation: Option<Mutation>) -> Result<(), String> {
+        let burst = match mutation {
+            Some(Mutation::IgnoreBurst) => u32::MAX,
+            _ => story.burst,
+        };
+        let limit = Limit {
+            rate: Rate {
+                work_units_per_s: NonZeroU32::new(story.per_s).unwrap(),
+                burst_work_units: NonZeroU32::new(burst),
+            },
+            partitions: match mutation {
+                Some(Mutation::IgnoreShare) => NonZeroU32::MIN,
+                _ => NonZeroU32::new(story.partitions as u32).unwrap(),
+            },
+            priority_max: Low,
+        };
+        let (began, acme) = (Instant::now(), tenant());
+        let mut now = began;
+        let mut owners: Vec<usize> = (0..story.partitions)
+            .map(|partition| partition % PROCESSORS)
+            .collect();
+        let begin = |processor: usize, owners: &[usize], now| {
+            let mut rates = Rates::default();
+            for _ in owners.iter().filter(|owner| **owner == processor) {
+                rates.gain(&acme, Low, Some(limit), now);
+            }
+            rates
+        };
+        let mut processors: Vec<Rates> = (0..PROCESSORS).map(|of| begin(of, &owners, now)).collect();
+        let mut seen: Vec<Seen> = (0..PROCESSORS).map(|_| Seen::default()).collect();
+        // When something ran, how much, and how often a processor had begun anew by then.
+        let mut ran: Vec<(Instant, i128, i128)> = Vec::new();
+        let (mut restarts, mut record_max) = (0, 0);
+        for event in &story.events {
+            match event {
+                Event::Pass { ms } => now += Duration::from_millis(*ms),
+                Event::Run { processor, records } => {
+                    let rates = &mut processors[*processor];
+                    let of = &mut seen[*processor];
+                    for (work, tenths) in records {
+                        while rates.release(now).is_some() {}
+                        if !owners.contains(processor) || rates.hold_back(&acme, now) {
+                            break;
+                        }
+                        let estimate = work * story.factor * tenths / 10;
+                        rates.charge(&acme, estimate, now);
+                        let (work, estimate) = (i128::from(*work), i128::from(estimate));
+                        ran.push((now, work, restarts));
+                        record_max = work.max(record_max);
+                        of.unsettled.push((work, estimate));
+                        let too_low: i128 = of.unsettled.iter().map(|(work, estimate)| work - estimate).sum();
+                        of.too_low = of.too_low.max(too_low);
+                        of.too_high = of.too_high.max(-too_low);
+                    }
+                }
+                Event::Settle { processor } => {
+                    for (work, estimate) in std::mem::take(&mut seen[*processor].unsettled) {
+                        let work = match mutation {
+                            Some(Mutation::NeverSettle) => estimate,
+                            _ => work,
+                        };
+                        processors[*processor].settle(&acme, estimate as u64, work as u64, now);
+                    }
+                }
+                Event::Move { partition, to } => {
+                    let Some(owner) = owners.get_mut(*partition) else {
+                        continue;
+                    };
+                    if *owner == *to {
+                        continue;
+                    }
+                    if mutation != Some(Mutation::KeepShare) {
+                        processors[*owner].lose(&acme, Low, now);
+                    }
+                    *owner = *to;
+                    processors[*to].gain(&acme, Low, Some(limit), now);
+                    if mutation == Some(Mutation::BeginFull) {
+                        let part = NANO_UNITS * i128::from(story.burst) / story.partitions as i128;
+                        processors[*to].change(&acme, now, |bucket| bucket.level += part);
+                    }
+                }
+                Event::Restart { processor } => {
+                    processors[*processor] = begin(*processor, &owners, now);
+                    seen[*processor].unsettled.clear();
+                    restarts += 1;
+                }
+            }
+        }
+        let unsettled: i128 = seen
+            .iter()
+            .map(|of| of.too_low.max(0) + of.too_high.max(0))
+            .max()
+            .unwrap_or(0);
+        for (begin, (from, _, before)) in ran.iter().enumerate() {
+            let mut work = 0;
+            for (until, of_record, after) in &ran[begin..] {
+                work += of_record;
+                let by_time =
+                    until.duration_since(*from).as_nanos() as i128 * i128::from(story.per_s) / NANO_UNITS;
+                let times = PROCESSORS as i128 + after - before;
+                let bound = by_time + 1 + i128::from(story.burst) + times * (record_max + unsettled);
+                if work > bound {
+                    let span = until.duration_since(*from);
+                    return Err(format!("{work} ran within {span:?}, more than {bound}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    proptest! {
+        #![proptest_config(Config::with_cases(1_000))]
+        #[test]
+        fn over_any_time_all_processors_together_run_no_more_than_the_bound_whatever_changes_hands(
+            story in stories(),
+        ) {
+            prop_assert_eq!(play(&story, None), Ok(()));
+        }
+    }
+
+    #[test]
+    fn rates_that_are_kept_wrongly_are_found() {
+        for mutation in Mutation::ALL {
+            let mut runner = TestRunner::new(Config {
+                cases: 2_000,
+                max_shrink_iters: 0,
+                failure_persistence: None,
+                ..Config::default()
+            });
+            let found = runner.run(&stories(), |story| {
+                play(&story, Some(mutation)).map_err(TestCaseError::fail)
+            });
+            assert!(found.is_err(), "{mutation:?} goes unnoticed");
+        }
+    }
+
+    fn limit(per_s: u32, burst: u32, partitions: u32) -> Option<Limit> {
+        let rate = Rate {
+            work_units_per_s: NonZeroU32::new(per_s).unwrap(),
+            burst_work_units: NonZeroU32::new(burst),
+        };
+        NonZeroU32::new(partitions).map(|partitions| Limit {
+            rate,
+            partitions,
+            priority_max: Low,
+        })
+    }
+
+    #[test]
+    fn a_lane_waits_exactly_until_it_may_go_on() {
+        let (mut rates, began, acme) = (Rates::default(), Instant::now(), tenant());
+        rates.gain(&acme, Low, limit(100, 100, 2), began);
+        let full = began + Duration::from_secs(10);
+        rates.charge(&acme, 80, full);
+        assert!(
+            rates.hold_back(&acme, full),
+            "half of the burst is here, so 30 are owed"
+        );
+        let due = rates.next_release().unwrap();
+        assert_eq!(due, full + Duration::from_millis(600) + Duration::from_nanos(1));
+        assert_eq!(rates.release(due - Duration::from_nanos(1)), None);
+        let (released, waited) = rates.release(due).unwrap();
+        assert_eq!((released, waited), (acme.clone(), due - full));
+        assert!(!rates.hold_back(&acme, due));
+        assert_eq!(rates.next_release(), None);
+    }
+
+    #[test]
+    fn a_lane_that_gains_a_partition_or_a_rate_waits_no_longer_than_by_the_new_one() {
+        let (mut rates, now, acme) = (Rates::default(), Instant::now(), tenant());
+        rates.gain(&acme, Low, limit(10, 10, 2), now);
+        rates.charge(&acme, 10, now);
+        assert!(rates.hold_back(&acme, now));
+        let by_half = rates.next_release().unwrap();
+        rates.gain(&acme, Low, limit(10, 10, 2), now);
+        let by_all = rates.next_release().unwrap();
+        assert_eq!((by_half - now).as_millis(), 2 * (by_all - now).as_millis());
+        rates.relimit(|_| limit(100, 10, 2), now);
+        assert_eq!((rates.next_release().unwrap() - now).as_millis(), 100);
+        rates.relimit(|_| None, now);
+        assert_eq!(rates.release(now), Some((acme.clone(), Duration::ZERO)));
+        assert!(!rates.hold_back(&acme, now), "it has no rate any more");
+    }
+
+    #[test]
+    fn what_is_owed_is_not_forgiven_by_losing_every_partition_and_nothing_else_is_kept() {
+        let (mut rates, now, acme) = (Rates::default(), Instant::now(), tenant());
+        rates.gain(&acme, Low, limit(10, 10, 1), now);
+        rates.charge(&acme, 50, now);
+        rates.lose(&acme, Low, now);
+        rates.gain(&acme, Low, limit(10, 10, 1), now);
+        assert!(rates.hold_back(&acme, now));
+        assert_eq!((rates.next_release().unwrap() - now).as_millis(), 5_000);
+        rates.forget(&acme);
+        let later = now + Duration::from_secs(60);
+        rates.lose(&acme, Low, later);
+        assert!(rates.buckets.is_empty() && rates.held.is_empty() && rates.waiting.is_empty());
+    }
+    #[test]
+    fn a_partition_of_any_priority_that_the_tenant_has_stands_for_an_equal_part() {
+        let (mut rates, now, acme) = (Rates::default(), Instant::now(), tenant());
+        let limit = limit(100, 100, 1).map(|limit| Limit {
+            priority_max: Normal,
+            ..limit
+        });
+        let wait_ms = |rates: &Rates| (rates.next_release().unwrap() - now).as_millis();
+        rates.gain(&acme, Normal, limit, now);
+        rates.charge(&acme, 50, now);
+        assert!(rates.hold_back(&acme, now));
+        assert_eq!(wait_ms(&rates), 1_000);
+        rates.gain(&acme, Priority::High, limit, now);
+        assert_eq!(wait_ms(&rates), 1_000, "the tenant has no urgent jobs any more");
+        rates.gain(&acme, Low, limit, now);
+        assert_eq!(wait_ms(&rates), 500);
+    }
+}
