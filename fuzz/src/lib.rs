@@ -4,8 +4,9 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
 use ingest::{
-    Decision, Received, decide,
+    Decision, InForce, Received, decide,
     identity::{Config, Identity, Keys, Required},
+    quota::Quotas,
 };
 use schemas::{
     AdmittedJobs, DecodeError, ModelName, ModelTerms, Outcomes, Policies, Record as _, Task, Tenant, TenantPolicy, TopicId, TopicName, TopicNames,
@@ -83,15 +84,16 @@ pub fn decide_by(identity: &Identity, record: &Record) {
             topic: Arc::new(topic),
             index: 0,
         };
-        match decide(
-            Received {
-                source: &source,
-                record,
-            },
-            &policies,
+        let received = Received {
+            source: &source,
+            record,
+        };
+        let in_force = InForce {
+            policies: &policies,
             identity,
-            1_790_000_000_000,
-        ) {
+            quotas: &Quotas::default(),
+        };
+        match decide(received, in_force, 1_790_000_000_000) {
             Decision::Admit(job) => jobs_read_back(&AdmittedJobs(vec![job])),
             Decision::Reject(outcome) => outcomes_read_back(&Outcomes::pack([outcome])[0]),
             Decision::DeadLetter(reason) => assert!(!reason.is_empty()),

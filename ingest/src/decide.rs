@@ -10,7 +10,10 @@ use schemas::{
 };
 use topics::{Partition, Record};
 
-use crate::identity::{Bearer, Identity, Refusal};
+use crate::{
+    identity::{Bearer, Identity, Refusal},
+    quota::Quotas,
+};
 
 /// The labels of a job may have this many bytes together: they are copied into every row of the job.
 const LABELS_BYTES_MAX: usize = 8 * 1024;
@@ -26,6 +29,17 @@ pub struct Received<'a> {
     pub record: &'a Record,
 }
 
+/// What decisions are made from, as of one moment.
+#[derive(Debug, Clone, Copy)]
+pub struct InForce<'a> {
+    /// What each tenant may do.
+    pub policies: &'a Policies,
+    /// Who can prove who he is.
+    pub identity: &'a Identity,
+    /// What each tenant has spent and has waiting.
+    pub quotas: &'a Quotas,
+}
+
 /// What becomes of a record.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Decision {
@@ -38,7 +52,10 @@ pub enum Decision {
 }
 
 /// Decides on one record as of `now_ms`, in milliseconds since 1970 UTC.
-pub fn decide(received: Received<'_>, policies: &Policies, identity: &Identity, now_ms: i64) -> Decision {
+pub fn decide(received: Received<'_>, in_force: InForce<'_>, now_ms: i64) -> Decision {
+    let InForce {
+        policies, identity, ..
+    } = in_force;
     let Some(value) = &received.record.value else {
         return Decision::DeadLetter("the record is a tombstone: it has a key but no value".to_owned());
     };
@@ -48,7 +65,7 @@ pub fn decide(received: Received<'_>, policies: &Policies, identity: &Identity, 
     };
     let owner = owner(&job, received, policies, identity, now_ms);
     match owner.refusal.map_or_else(
-        || check(&job, received.record, &owner.tenant, policies, now_ms),
+        || check(&job, received.record, &owner.tenant, in_force, now_ms),
         Err,
     ) {
         Ok(Checked {
@@ -183,9 +200,10 @@ fn check(
     job: &Job<'_>,
     record: &Record,
     tenant: &Tenant,
-    policies: &Policies,
+    in_force: InForce<'_>,
     now_ms: i64,
 ) -> Result<Checked, Reason<'static>> {
+    let InForce { policies, quotas, .. } = in_force;
     let reject = |code, message: String| Err(Reason::new(code, message));
     let Some(policy) = policies.tenants.get(tenant) else {
         return reject(ReasonCode::UnknownTenant, not_configured(tenant));
@@ -228,6 +246,7 @@ fn check(
         return reject(ReasonCode::LabelsTooLarge, message);
     }
     let deadline_ms = check_deadline(job.deadline.as_deref(), now_ms)?;
+    quotas.check(tenant, policy, &policies.currency, now_ms)?;
     Ok(Checked {
         job_id,
         model,
@@ -467,12 +486,12 @@ mod tests {
 
     fn decide_under(policies: &Policies, topic: &str, record: &Record) -> Decision {
         let source = &source(topic);
-        decide(
-            Received { source, record },
+        let in_force = InForce {
             policies,
-            &Identity::nowhere(),
-            NOW_MS,
-        )
+            identity: &Identity::nowhere(),
+            quotas: &Quotas::default(),
+        };
+        decide(Received { source, record }, in_force, NOW_MS)
     }
 
     fn rejection(topic: &str, value: &str) -> (String, ReasonCode, String) {
@@ -674,6 +693,24 @@ mod tests {
         let reason = outcome.row.verdict.reason().unwrap();
         assert_eq!(reason.code, ReasonCode::ModelNotAllowed);
         assert!(reason.message.contains("pool, `gold`"), "{}", reason.message);
+    }
+
+    #[test]
+    fn a_job_that_is_wrong_anyway_is_told_so_whatever_its_tenant_has_spent() {
+        let mut policies = policies();
+        let acme = policies.tenants.get_mut(&Tenant::new("acme").unwrap()).unwrap();
+        acme.budget = Some(schemas::Budget {
+            per_day: Some(Decimal::ZERO),
+            per_month: None,
+        });
+        for (input, expected) in [("x", ReasonCode::BudgetExhausted), ("", ReasonCode::EmptyInput)] {
+            let job = format!(r#"{{"id":"a","model":"minilm","input":"{input}"}}"#);
+            let Decision::Reject(outcome) = decide_under(&policies, "jobs.acme", &record(job)) else {
+                panic!("not rejected")
+            };
+            assert_eq!(outcome.row.verdict.reason().unwrap().code, expected);
+            assert_eq!(outcome.billed_cost(), Decimal::ZERO);
+        }
     }
 
     #[test]

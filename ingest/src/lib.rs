@@ -7,16 +7,19 @@
 //! ```
 //!
 //! The decision ([`decide`]) is a function of the record, the policies, the keys that tokens are checked with
-//! ([`identity`]), and the time. The service ([`Service`]) reads, decides, and commits what came of it together with its
+//! ([`identity`]), what the tenant has spent and has waiting ([`quota`]), and the time. The service ([`Service`]) reads, decides, and commits what came of it together with its
 //! progress, so that a job is decided once: decided twice it could get two answers, since time and policy move on. This
 //! crate knows neither Kafka nor models nor Parquet.
 
 mod decide;
 mod door;
 pub mod identity;
+mod look;
 pub mod metric_names;
+pub mod quota;
 mod service;
 
-pub use decide::{Decision, Received, decide};
+pub use decide::{Decision, InForce, Received, decide};
 pub use door::{Answer, HttpDoor, bearer_of_request};
+pub use look::GroupOf;
 pub use service::{Config, Service};

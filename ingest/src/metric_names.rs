@@ -12,3 +12,9 @@ pub const COMMIT_SECONDS: &str = "tributary_ingest_commit_seconds";
 pub const HTTP_REFUSED: &str = "tributary_ingest_http_refused_total";
 /// Lines that came through the HTTP door, by `answer` (accepted, refused).
 pub const HTTP_LINES: &str = "tributary_ingest_http_lines_total";
+/// What a tenant that has a budget has spent, in the currency of the configuration, by `tenant` and `period` (day, month).
+pub const SPENT: &str = "tributary_ingest_spent";
+/// What is left of its budget; below zero where more was admitted than it could pay for. By `tenant` and `period`.
+pub const BUDGET_LEFT: &str = "tributary_ingest_budget_left";
+/// Records of work that wait or are under way, of each `tenant` that has a limit of them.
+pub const QUEUE_RECORDS: &str = "tributary_ingest_queue_records";

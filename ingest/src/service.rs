@@ -8,6 +8,7 @@ use schemas::{
 use serde::{Deserialize, Serialize};
 use tokio::{
     sync::watch,
+    task::JoinSet,
     time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
@@ -17,9 +18,11 @@ use topics::{
 };
 
 use crate::{
-    Decision, Received, decide,
+    Decision, GroupOf, InForce, Received, decide,
     identity::{Identity, without_token},
+    look::{keep_looking, moment},
     metric_names,
+    quota::Quotas,
 };
 
 /// A record may be copied into the dead letters whole, so that topic takes the largest that a broker is set to take.
@@ -47,22 +50,26 @@ pub struct Service {
     topics: Arc<dyn Topics>,
     policies: watch::Receiver<Arc<Policies>>,
     identity: watch::Receiver<Arc<Identity>>,
+    processors: GroupOf,
 }
 
 impl Service {
     /// Decides on the jobs in `topics`, on each chunk of them by the `policies` and the `identity` of that moment. Whoever
-    /// sends other policies has made [their topics](Service::topic_specs) before.
+    /// sends other policies has made [their topics](Service::topic_specs) before. What tenants have spent and have waiting it
+    /// knows from where the groups of `processors` stand.
     pub fn new(
         config: Config,
         topics: Arc<dyn Topics>,
         policies: watch::Receiver<Arc<Policies>>,
         identity: watch::Receiver<Arc<Identity>>,
+        processors: GroupOf,
     ) -> Self {
         Self {
             config,
             topics,
             policies,
             identity,
+            processors,
         }
     }
 
@@ -125,6 +132,17 @@ impl Service {
         let mut in_force = Arc::clone(&policies.borrow_and_update());
         self.topics.ensure(&Self::topic_specs(&in_force)).await?;
         let subscription = Self::subscription(&in_force);
+        let mut quotas = Quotas::default();
+        let first = moment(self.topics.as_ref(), Arc::clone(&in_force), &self.processors).await?;
+        quotas.looked(Arc::clone(&first.ledger));
+        let (moments_sender, mut moments) = watch::channel(first);
+        let mut looking = JoinSet::new();
+        looking.spawn(keep_looking(
+            Arc::clone(&self.topics),
+            policies,
+            Arc::clone(&self.processors),
+            moments_sender,
+        ));
         let (mut reader, committer) = self.topics.stage(&self.config.group, &subscription).await?;
         ready();
         let mut commits = Commits::new(committer);
@@ -147,7 +165,11 @@ impl Service {
                     commit_began = Instant::now();
                     commits.start(gathered.take());
                 }
-                Ok(()) = policies.changed() => in_force = Arc::clone(&policies.borrow_and_update()),
+                Ok(()) = moments.changed() => {
+                    let moment = moments.borrow_and_update().clone();
+                    in_force = moment.policies;
+                    quotas.looked(moment.ledger);
+                }
                 event = reader.next(), if !full => match event? {
                     Event::Assigned(partitions) => tracing::info!(?partitions, "partitions assigned"),
                     Event::Revoked(partitions) => {
@@ -156,7 +178,8 @@ impl Service {
                     }
                     Event::Records(chunk) => {
                         let identity = Arc::clone(&self.identity.borrow());
-                        gathered.add(Self::decide_chunk(&in_force, &identity, &chunk), &chunk);
+                        let appends = Self::decide_chunk(&in_force, &identity, &mut quotas, &chunk);
+                        gathered.add(appends, &chunk);
                         if gathered.is_full(&self.config) && commits.is_idle() {
                             commit_began = Instant::now();
                             commits.start(gathered.take());
@@ -176,15 +199,25 @@ impl Service {
         reader.close().await
     }
 
-    fn decide_chunk(policies: &Policies, identity: &Identity, chunk: &Chunk) -> Vec<Append> {
+    fn decide_chunk(
+        policies: &Policies,
+        identity: &Identity,
+        quotas: &mut Quotas,
+        chunk: &Chunk,
+    ) -> Vec<Append> {
         let now_ms = chrono::Utc::now().timestamp_millis();
         let source = &chunk.partition;
         let mut tally = Tally::default();
         let mut appends = Vec::new();
-        let mut admitted: BTreeMap<(TopicName, i32), Vec<AdmittedJob>> = BTreeMap::new();
+        let mut admitted: BTreeMap<(TopicName, i32), (Tenant, Vec<AdmittedJob>)> = BTreeMap::new();
         let mut rejected: BTreeMap<(TopicName, i32), Vec<Outcome<'static>>> = BTreeMap::new();
         for record in &chunk.records {
-            let decision = decide(Received { source, record }, policies, identity, now_ms);
+            let in_force = InForce {
+                policies,
+                identity,
+                quotas,
+            };
+            let decision = decide(Received { source, record }, in_force, now_ms);
             tally.add(&decision);
             match decision {
                 Decision::Admit(job) => {
@@ -192,7 +225,9 @@ impl Service {
                     let priority = job.priority.unwrap_or_default();
                     let topic = policies.topics.work(&policy.pool, priority, &job.tenant);
                     let partition = job.origin.spread_over(policy.partitions);
-                    admitted.entry((topic, partition)).or_default().push(job);
+                    let tenant = job.tenant.clone();
+                    let of_partition = admitted.entry((topic, partition));
+                    of_partition.or_insert_with(|| (tenant, Vec::new())).1.push(job);
                 }
                 Decision::Reject(outcome) => {
                     let tenant = &outcome.common.tenant;
@@ -208,8 +243,9 @@ impl Service {
                 }
             }
         }
-        for ((topic, partition), jobs) in admitted {
+        for ((topic, partition), (tenant, jobs)) in admitted {
             for record in AdmittedJobs::pack(jobs) {
+                quotas.admitted(&tenant);
                 appends.push(append(topic.clone(), partition, &record, now_ms));
             }
         }
@@ -267,6 +303,7 @@ impl Gathered {
             assignment: chunk.assignment,
             next_offset: 0,
             appends: Vec::new(),
+            note: None,
         });
         step.next_offset = last.offset + 1;
         step.appends.extend(appends);
@@ -383,7 +420,8 @@ mod tests {
             assignment: Assignment(0),
             records: vec![record],
         };
-        let appends = Service::decide_chunk(&policies(), &Identity::nowhere(), &chunk);
+        let appends =
+            Service::decide_chunk(&policies(), &Identity::nowhere(), &mut Quotas::default(), &chunk);
         let kept: Vec<&str> = appends[0]
             .headers
             .iter()
@@ -425,7 +463,8 @@ mod tests {
             records: records.collect(),
         };
         let began_ms = chrono::Utc::now().timestamp_millis();
-        let appends = Service::decide_chunk(&policies(), &Identity::nowhere(), &chunk);
+        let appends =
+            Service::decide_chunk(&policies(), &Identity::nowhere(), &mut Quotas::default(), &chunk);
         let ended_ms = chrono::Utc::now().timestamp_millis();
         assert_eq!(appends.len(), 4, "jobs share a record, and so do rejections");
         for append in appends {

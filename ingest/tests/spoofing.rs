@@ -21,8 +21,9 @@ use std::{
 };
 
 use ingest::{
-    Decision, Received, decide,
+    Decision, InForce, Received, decide,
     identity::{Config, Identity, Keys, Required},
+    quota::Quotas,
 };
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header as TokenHeader, jwk::Jwk};
 use schemas::{
@@ -204,7 +205,12 @@ fn decided(identity: &Identity, topic: &str, record: &Record) -> Decision {
         topic: Arc::new(topic),
         index: 1,
     };
-    decide(Received { source, record }, &policies(), identity, NOW_MS)
+    let in_force = InForce {
+        policies: &policies(),
+        identity,
+        quotas: &Quotas::default(),
+    };
+    decide(Received { source, record }, in_force, NOW_MS)
 }
 
 fn rejection(decision: Decision) -> (Outcome<'static>, ReasonCode, String) {

@@ -9,6 +9,7 @@
 //! and who pays for it ([`cost`]) are functions of values. The model stands behind one small trait, [`model::Encoder`]: tokens
 //! in, vectors out. This crate knows neither Kafka nor Parquet.
 
+mod accounts;
 mod attempts;
 mod batcher;
 mod core;

@@ -10,6 +10,7 @@ use schemas::{
 use topics::{Append, Assignment, Partition, Step, dead_letter};
 
 use crate::{
+    accounts::Billed,
     device::Answer,
     metric_names,
     prepare::{Item, ItemState, Reading},
@@ -29,7 +30,7 @@ pub(crate) fn steps(
     answers: Vec<Option<Answer>>,
     context: &Context,
     completed_at_ms: i64,
-) -> Vec<Step> {
+) -> Vec<Billed> {
     let mut drafts: BTreeMap<Partition, Draft> = BTreeMap::new();
     let mut tally = Tally::default();
     for (item, answer) in items.into_iter().zip(answers) {
@@ -42,6 +43,7 @@ pub(crate) fn steps(
         let draft = drafts.entry(source.clone()).or_insert_with(|| Draft {
             assignment,
             next_offset: 0,
+            cost: Decimal::ZERO,
             outcomes: BTreeMap::new(),
             dead_letters: Vec::new(),
         });
@@ -78,7 +80,7 @@ pub(crate) fn steps(
     tally.record();
     drafts
         .into_iter()
-        .map(|(source, draft)| draft.into_step(source, context, completed_at_ms))
+        .map(|(source, draft)| draft.into_billed(source, context, completed_at_ms))
         .collect()
 }
 
@@ -86,6 +88,7 @@ pub(crate) fn steps(
 struct Draft {
     assignment: Assignment,
     next_offset: i64,
+    cost: Decimal,
     /// In the order of their jobs. A topic of work holds one tenant's, so there is one entry, unless somebody else wrote there.
     outcomes: BTreeMap<Tenant, Vec<Outcome<'static>>>,
     dead_letters: Vec<Append>,
@@ -93,13 +96,14 @@ struct Draft {
 
 impl Draft {
     fn add(&mut self, outcome: Outcome<'static>) {
+        self.cost = self.cost.saturating_add(outcome.billed_cost());
         self.outcomes
             .entry(outcome.common.tenant.clone())
             .or_default()
             .push(outcome);
     }
 
-    fn into_step(self, source: Partition, context: &Context, now_ms: i64) -> Step {
+    fn into_billed(self, source: Partition, context: &Context, now_ms: i64) -> Billed {
         let mut appends = self.dead_letters;
         for (tenant, outcomes) in self.outcomes {
             let topic = context.names.outcomes(&tenant);
@@ -112,11 +116,16 @@ impl Draft {
                 headers: Vec::new(),
             }));
         }
-        Step {
+        let step = Step {
             source,
             assignment: self.assignment,
             next_offset: self.next_offset,
             appends,
+            note: None,
+        };
+        Billed {
+            step,
+            cost: self.cost,
         }
     }
 }

@@ -30,6 +30,7 @@ use topics::{
 };
 
 use crate::{
+    accounts::Accounts,
     attempts::Attempts,
     core::Core,
     device::Device,
@@ -204,7 +205,13 @@ impl Service {
         }
         // The tasks alone hold the receiving ends.
         drop(inference);
-        tasks.spawn(commit(inferred_receiver, committer, Arc::clone(&self.context)));
+        let accounts = Accounts::new(Arc::clone(&self.topics), Self::group(&self.config));
+        tasks.spawn(commit(
+            inferred_receiver,
+            committer,
+            accounts,
+            Arc::clone(&self.context),
+        ));
         tokio::select! {
             biased;
             Some(ended) = tasks.join_next() => result(ended)?,
@@ -413,6 +420,7 @@ pub(crate) const FIRST_WINDOW_BYTES: usize = 16 << 10;
 async fn commit(
     mut inferred: mpsc::Receiver<Inferred>,
     mut committer: Box<dyn Committer>,
+    mut accounts: Accounts,
     context: Arc<Context>,
 ) -> Result<(), Error> {
     while let Some(window) = inferred.recv().await {
@@ -422,10 +430,13 @@ async fn commit(
             answers,
             ..
         } = window;
-        let steps = outcomes::steps(items, answers, &context, chrono::Utc::now().timestamp_millis());
+        let now_ms = chrono::Utc::now().timestamp_millis();
+        let billed = outcomes::steps(items, answers, &context, now_ms);
+        let steps = accounts.note(billed, now_ms).await?;
         let committed = committer.append_and_commit(steps).await?;
         if !committed.left_out.is_empty() {
             tracing::info!(partitions = ?committed.left_out, "outcomes left to the partitions' new owner");
+            accounts.forget(&committed.left_out);
         }
         drop(place);
         metrics::histogram!(metric_names::COMMIT_SECONDS).record(began.elapsed().as_secs_f64());

@@ -19,6 +19,7 @@ mod record;
 pub mod tables;
 mod text;
 mod topic;
+mod usage;
 
 pub use admitted::{AdmittedJob, AdmittedJobs};
 pub use embedding::Embedding;
@@ -29,7 +30,8 @@ pub use outcome::{
     Common, DeviceShare, Digest, Engine, Group, Outcome, Outcomes, Reason, ReasonCode, Row, Run, Task,
     Verdict,
 };
-pub use policy::{ModelTerms, Policies, Rate, TenantPolicy, TenantSet, Tenants};
+pub use policy::{Budget, ModelTerms, Policies, Rate, TenantPolicy, TenantSet, Tenants};
 pub use record::{DecodeError, Record};
 pub use text::Text;
 pub use topic::{Door, TopicId, TopicName, TopicNames};
+pub use usage::{Spending, Spent};

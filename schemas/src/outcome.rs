@@ -70,6 +70,13 @@ pub struct Row<'a> {
 }
 
 impl Outcome<'_> {
+    /// What the job pays, in the currency of its price.
+    pub fn billed_cost(&self) -> Decimal {
+        let device_time_s = Decimal::from_i128_with_scale(self.row.device_time_ns().into(), 9);
+        let cost = device_time_s.checked_mul(self.common.price_per_device_second);
+        cost.unwrap_or(Decimal::MAX)
+    }
+
     /// The record that the producer wrote.
     pub fn origin(&self) -> Origin {
         Origin {
@@ -263,6 +270,10 @@ pub enum ReasonCode {
     TextPairNotSupported,
     /// The labels are too many or too long.
     LabelsTooLarge,
+    /// The tenant has spent what it may in this day or month.
+    BudgetExhausted,
+    /// As much of the tenant's work waits as may.
+    QueueFull,
     /// The deadline is not a time in RFC 3339.
     InvalidDeadline,
     /// The deadline had passed.
@@ -290,6 +301,8 @@ impl ReasonCode {
             Self::InputTooLarge => "input_too_large",
             Self::TextPairNotSupported => "text_pair_not_supported",
             Self::LabelsTooLarge => "labels_too_large",
+            Self::BudgetExhausted => "budget_exhausted",
+            Self::QueueFull => "queue_full",
             Self::InvalidDeadline => "invalid_deadline",
             Self::DeadlinePassed => "deadline_passed",
             Self::InferenceFailed => "inference_failed",
@@ -440,6 +453,8 @@ mod tests {
             InputTooLarge,
             TextPairNotSupported,
             LabelsTooLarge,
+            BudgetExhausted,
+            QueueFull,
             InvalidDeadline,
             DeadlinePassed,
             InferenceFailed,

@@ -66,6 +66,12 @@ pub struct TenantPolicy {
     /// How fast the tenant's jobs run at most; none: as fast as its turns come.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rate: Option<Rate>,
+    /// What the tenant may spend; none: as much as it likes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub budget: Option<Budget>,
+    /// How many records of the tenant's work may wait or be under way, each with up to 8 KiB of jobs; none: any number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queue_records_max: Option<NonZeroU32>,
     /// Stand on every outcome of the tenant, in the place of the job's own labels of these names.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
@@ -81,6 +87,8 @@ impl Default for TenantPolicy {
             priority_max: Priority::High,
             retention_days: None,
             rate: None,
+            budget: None,
+            queue_records_max: None,
             labels: BTreeMap::new(),
         }
     }
@@ -112,6 +120,18 @@ impl Rate {
     pub fn burst_work_units(&self) -> NonZeroU32 {
         self.burst_work_units.unwrap_or(self.work_units_per_s)
     }
+}
+
+/// What a tenant may spend, in the currency of every price. Of a job that comes when it is spent, nothing runs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Budget {
+    /// In a UTC day.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub per_day: Option<Decimal>,
+    /// In a UTC month.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub per_month: Option<Decimal>,
 }
 
 /// What one model does, and what it costs.

@@ -18,7 +18,7 @@ mod topics;
 mod world;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     num::NonZeroU32,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -27,7 +27,8 @@ use std::{
 use ::topics::{Append, Topics as _, local::LocalTopics};
 use rust_decimal::Decimal;
 use schemas::{
-    ModelName, ModelTerms, Policies, Pool, Priority, Task, Tenant, TenantPolicy, TopicName, TopicNames,
+    Budget, ModelName, ModelTerms, Policies, Pool, Priority, Rate, Task, Tenant, TenantPolicy, TopicName,
+    TopicNames,
 };
 use sink::{Depth, Store, object_store::memory::InMemory};
 use tokio::sync::watch;
@@ -124,8 +125,8 @@ async fn simulate(plan: &Plan) -> Ran {
         world: Arc::new(World::new(plan)),
         topics: LocalTopics::in_memory(),
         lake: Arc::new(InMemory::new()),
-        policies: policies(),
-        in_force: [(); slots::INSTANCES].map(|()| InForce::new(policies())),
+        policies: policies(plan.seed),
+        in_force: [(); slots::INSTANCES].map(|()| InForce::new(policies(plan.seed))),
     });
     let names = &scene.policies.topics;
     let mut specs: Vec<_> = pools()
@@ -323,10 +324,26 @@ async fn look(scene: &Scene, expected: &Expected, violated: &mut Vec<String>) ->
     }
 }
 
-fn policies() -> Policies {
+/// Some seeds have quotas. A budget is spent with the first bill: what the device takes is no function of the seed.
+fn policies(seed: u64) -> Policies {
+    let few = NonZeroU32::new(2).expect("not zero");
+    let rate = Rate {
+        work_units_per_s: few,
+        burst_work_units: NonZeroU32::new(40),
+    };
+    let budget = Budget {
+        per_day: None,
+        per_month: Some(Decimal::new(1, 18)),
+    };
     let tenant = TenantPolicy {
         partitions: PARTITIONS,
+        rate: (seed % 3 == 0).then_some(rate),
+        queue_records_max: (seed % 5 == 0).then_some(few),
         ..TenantPolicy::default()
+    };
+    let of_little_money = TenantPolicy {
+        budget: (seed % 4 == 0).then_some(budget),
+        ..tenant.clone()
     };
     let terms = ModelTerms {
         task: Task::Embed,
@@ -335,12 +352,9 @@ fn policies() -> Policies {
     let jobs = TopicName::new("jobs").expect("a name");
     Policies {
         topics: TopicNames::new(&jobs, "t.").expect("names"),
-        tenants: BTreeMap::from([
-            (acme(), tenant.clone()),
-            (Tenant::new("globex").expect("a name"), tenant),
-        ]),
+        tenants: BTreeMap::from([(acme(), tenant), (globex(), of_little_money)]),
         models: BTreeMap::from([(minilm(), terms)]),
-        pools: BTreeMap::new(),
+        pools: pools().map(|pool| (pool, BTreeSet::from([minilm()]))).collect(),
         input_bytes_max: 1_000,
         currency: "USD".to_owned(),
     }
@@ -348,6 +362,10 @@ fn policies() -> Policies {
 
 fn acme() -> Tenant {
     Tenant::new("acme").expect("a name")
+}
+
+fn globex() -> Tenant {
+    Tenant::new("globex").expect("a name")
 }
 
 fn minilm() -> ModelName {

@@ -57,6 +57,7 @@ macro_rules! conformance_tests {
             more_partitions_are_added_and_read
             lag_is_what_the_group_has_yet_to_commit
             a_group_that_has_done_all_records_of_commits_has_no_lag
+            what_a_commit_noted_is_told_to_anybody_and_stays_until_the_next
             the_last_record_is_told_to_anybody
             a_topic_that_keeps_records_for_another_time_is_none_the_less_itself
             a_record_of_five_megabytes_passes
@@ -277,6 +278,7 @@ pub async fn a_group_resumes_from_its_commit(place: &Place) {
         assignment: stage.assigned[partition],
         next_offset: seventh.offset + 1,
         appends: vec![at(&output, 0, "seven")],
+        note: None,
     };
     stage.commit(vec![first_seven]).await;
     stage.close().await;
@@ -716,6 +718,70 @@ pub async fn a_group_that_has_done_all_records_of_commits_has_no_lag(place: &Pla
     assert_eq!(place.first.lag(&group, &only(&work)).await.unwrap(), 0);
 }
 
+/// A note is committed with its step or not at all, stands in the place of the one before, and is its partition's and its
+/// group's own.
+pub async fn what_a_commit_noted_is_told_to_anybody_and_stays_until_the_next(place: &Place) {
+    let names = Names::new();
+    let (input, output) = (
+        names.topic(&place.first, "in", 2).await,
+        names.topic(&place.first, "out", 1).await,
+    );
+    let (group, missing) = (
+        names.group("g"),
+        TopicName::new(&names.prefix("missing")).unwrap(),
+    );
+    let standing = async |group: &str| {
+        let topics = [input.clone(), missing.clone()];
+        let standing = place.second.standing(group, &topics).await.unwrap();
+        [0, 1].map(|index| {
+            let of_partition = &standing[&(input.clone(), index)];
+            (of_partition.note.clone(), of_partition.behind)
+        })
+    };
+    assert_eq!(standing(&group).await, [(None, 0), (None, 0)]);
+    let records = (0..6).map(|n| at(&input, n % 2, &n.to_string()));
+    append(&place.first, records.collect()).await;
+    let mut stage = Member::stage(&place.first, &group, &only(&input)).await;
+    let records = stage.read(6).await;
+    let noted = |stage: &Member, appends: Vec<Append>, through: i64, note: Option<&str>| {
+        let (partition, _) = records
+            .iter()
+            .find(|(partition, _)| partition.index == 0)
+            .unwrap();
+        Step {
+            source: partition.clone(),
+            assignment: stage.assigned[partition],
+            next_offset: through,
+            appends,
+            note: note.map(str::to_owned),
+        }
+    };
+    let first = noted(&stage, vec![at(&output, 0, "made")], 1, Some(r#"{"spent":"1"}"#));
+    assert_eq!(stage.commit(vec![first]).await, []);
+    // The case's time limit ends what does not come true.
+    let first = (Some(r#"{"spent":"1"}"#.to_owned()), 2);
+    while standing(&group).await != [first.clone(), (None, 3)] {}
+    assert_eq!(standing(&names.group("other")).await, [(None, 3), (None, 3)]);
+    let second = noted(&stage, Vec::new(), 2, Some("2"));
+    assert_eq!(stage.commit(vec![second]).await, []);
+    while standing(&group).await[0] != (Some("2".to_owned()), 1) {}
+    let nowhere = TopicName::new(&names.prefix("nowhere")).unwrap();
+    let failing = noted(&stage, vec![at(&nowhere, 0, "lost")], 3, Some("3"));
+    assert!(stage.committer().append_and_commit(vec![failing]).await.is_err());
+    assert_eq!(standing(&group).await[0], (Some("2".to_owned()), 1));
+    stage.close().await;
+    let mut next = Member::stage(&place.second, &group, &only(&input)).await;
+    let rest = next.read(4).await;
+    assert_eq!(
+        standing(&group).await[0],
+        (Some("2".to_owned()), 1),
+        "whoever takes it over finds it"
+    );
+    let steps = next.steps(&rest, |_, _| Vec::new());
+    assert_eq!(next.commit(steps).await, []);
+    while standing(&group).await != [(None, 0), (None, 0)] {}
+}
+
 /// The last record, and how many partitions a topic has, are told without any group, also where there is nothing.
 pub async fn the_last_record_is_told_to_anybody(place: &Place) {
     let names = Names::new();
@@ -991,6 +1057,7 @@ impl Member {
                 assignment: self.assigned[partition],
                 next_offset: 0,
                 appends: Vec::new(),
+                note: None,
             });
             step.next_offset = record.offset + 1;
             step.appends.extend(made(partition, record));
@@ -1069,6 +1136,7 @@ fn step(chunk: &Chunk, appends: Vec<Append>) -> Step {
         assignment: chunk.assignment,
         next_offset: last.offset + 1,
         appends,
+        note: None,
     }
 }
 

@@ -38,7 +38,7 @@ use rdkafka::{
 };
 use schemas::TopicName;
 
-use crate::{Appender, Committer, Error, Reader, Record, Subscription, TopicSpec, Topics};
+use crate::{Appender, Committer, Error, Reader, Record, Standing, Subscription, TopicSpec, Topics};
 use appender::KafkaAppender;
 use blocking::blocking;
 use client::{Complaints, classified, not_created};
@@ -207,6 +207,41 @@ impl Topics for KafkaTopics {
             }
         }
         Ok(0)
+    }
+
+    async fn standing(
+        &self,
+        group: &str,
+        topics: &[TopicName],
+    ) -> Result<BTreeMap<(TopicName, i32), Standing>, Error> {
+        let (observer, client) = (self.observer(group)?, Arc::clone(&self.client));
+        let topics = topics.to_vec();
+        blocking(move || {
+            let found = describe(&client, &topics)?;
+            let of_topic = |(name, found): (&TopicName, &native::Described)| {
+                (0_i32..)
+                    .take(found.partitions)
+                    .map(move |index| (name.clone(), index))
+                    .collect::<Vec<_>>()
+            };
+            let places: Vec<(TopicName, i32)> = found.iter().flat_map(of_topic).collect();
+            let partitions: Vec<(&str, i32)> = places
+                .iter()
+                .map(|(name, index)| (name.as_str(), *index))
+                .collect();
+            let mut standing = admin::standing(&observer, &partitions)
+                .map_err(|error| client::failed("look where the group stands", &error))?;
+            let of_place = |(name, index): (TopicName, i32)| {
+                let stand = standing.remove(&(name.as_str().to_owned(), index))?;
+                let of_partition = Standing {
+                    behind: stand.behind(),
+                    note: stand.note,
+                };
+                Some(((name, index), of_partition))
+            };
+            Ok(places.into_iter().filter_map(of_place).collect())
+        })
+        .await
     }
 
     async fn partitions(&self, topics: &[TopicName]) -> Result<BTreeMap<TopicName, u32>, Error> {

@@ -65,12 +65,29 @@ pub trait Topics: Send + Sync {
     /// transactions among them count too; without any record it is zero.
     async fn lag(&self, group: &str, subscription: &Subscription) -> Result<u64, Error>;
 
+    /// Where `group` stands in the partitions of those `topics` that exist. A commit shows here soon after it was made, and at
+    /// once to whoever has read a record of a partition that was handed over to it since.
+    async fn standing(
+        &self,
+        group: &str,
+        topics: &[TopicName],
+    ) -> Result<BTreeMap<(TopicName, i32), Standing>, Error>;
+
     /// How many partitions each of `topics` has; those that do not exist are missing.
     async fn partitions(&self, topics: &[TopicName]) -> Result<BTreeMap<TopicName, u32>, Error>;
 
     /// The last record of the first partition of `topic`, read without any group; none where there is no record, or no
     /// such topic.
     async fn last(&self, topic: &TopicName) -> Result<Option<Record>, Error>;
+}
+
+/// Where a group stands in a partition.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// What its last commit noted there.
+    pub note: Option<String>,
+    /// How many records it has yet to commit. On Kafka transaction markers count too, so it may stay above zero.
+    pub behind: u64,
 }
 
 /// A topic as it should be.
@@ -184,6 +201,10 @@ pub struct Step {
     pub next_offset: i64,
     /// What those records became, in order.
     pub appends: Vec<Append>,
+    /// What the group is to remember with the offset, in the place of what it remembered before: it is there if the commit is,
+    /// and whoever takes the partition over finds it by [`Topics::standing`]. Of at most 4,096 bytes on Kafka, unless the
+    /// broker's `offset.metadata.max.bytes` says otherwise.
+    pub note: Option<String>,
 }
 
 /// What a commit did.

@@ -20,7 +20,7 @@ use tokio::sync::{Mutex, Notify};
 
 use crate::{
     Append, Appender, Assignment, Chunk, Committed, Committer, Error, Event, Partition, Progress, Reader,
-    Record, Step, Subscription, TopicSpec, Topics, offload,
+    Record, Standing, Step, Subscription, TopicSpec, Topics, offload,
 };
 use database::Log;
 use groups::{Groups, MemberId};
@@ -147,6 +147,14 @@ impl Topics for LocalTopics {
 
     async fn lag(&self, group: &str, subscription: &Subscription) -> Result<u64, Error> {
         self.shared.log.lag(group, subscription)
+    }
+
+    async fn standing(
+        &self,
+        group: &str,
+        topics: &[TopicName],
+    ) -> Result<BTreeMap<(TopicName, i32), Standing>, Error> {
+        self.shared.log.standing(group, topics)
     }
 
     async fn partitions(&self, topics: &[TopicName]) -> Result<BTreeMap<TopicName, u32>, Error> {
@@ -311,6 +319,7 @@ impl Reader for LocalReader {
                     assignment,
                     next_offset: *next_offset,
                     appends: Vec::new(),
+                    note: None,
                 })
             })
             .collect();

@@ -223,6 +223,7 @@ async fn commit(
         assignment: *assignment,
         next_offset: 0,
         appends,
+        note: None,
     };
     let committed = committer
         .append_and_commit(vec![step])

@@ -127,6 +127,7 @@ pub(crate) async fn run_stage(
                 topics_of_ingest,
                 policies_of_ingest,
                 identity,
+                groups_of_processors(config),
             );
             let service = Arc::new(service);
             keep_running(name, health, shutdown, || {
@@ -224,6 +225,17 @@ pub(crate) fn open_topics(config: &Config, delivery: Delivery) -> anyhow::Result
             )
         }
     }
+}
+
+/// The consumer group of the processors of each pool.
+fn groups_of_processors(config: &Config) -> ingest::GroupOf {
+    let of_this_pool = config.processor.service();
+    Arc::new(move |pool| {
+        processor::Service::group(&processor::Config {
+            pool: pool.clone(),
+            ..of_this_pool.clone()
+        })
+    })
 }
 
 async fn processor(

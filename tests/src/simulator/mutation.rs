@@ -26,11 +26,13 @@ pub enum Mutation {
     CommitWindowsOutOfOrder,
     /// Outcomes say that all work went the same way.
     ForgetRoutes,
+    /// The group does not remember what was spent.
+    ForgetSpending,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::CommitBeforeWriting,
         Self::IgnoreIntents,
         Self::TrustAlreadyExists,
@@ -41,6 +43,7 @@ impl Mutation {
         Self::ReverseOutcomes,
         Self::CommitWindowsOutOfOrder,
         Self::ForgetRoutes,
+        Self::ForgetSpending,
     ];
 }
 

@@ -1,10 +1,14 @@
 //! Slots: each runs one service, and starts it over whenever it ended.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use ingest::identity::Identity;
 use processor::model::{DeviceChoice, load};
-use schemas::{Policies, Pool};
+use schemas::{Policies, Pool, Tenant};
 use sink::Store;
 use tokio::{
     sync::watch,
@@ -131,6 +135,7 @@ async fn serve(scene: Arc<Scene>, stage: Stage, number: usize, instance: Arc<Ins
         inner: scene.topics.clone(),
         world: Arc::clone(&world),
         instance: Arc::clone(&instance),
+        budgets: budgets(&scene.policies),
     });
     let (shutdown, policies) = (instance.shutdown.clone(), &scene.policies);
     let in_force = scene.in_force[number].subscribe();
@@ -143,7 +148,8 @@ async fn serve(scene: Arc<Scene>, stage: Stage, number: usize, instance: Arc<Ins
                 commit_bytes_max: 1 << 20,
             };
             let no_token = watch::Sender::new(Arc::new(Identity::nowhere())).subscribe();
-            let service = ingest::Service::new(config, topics, in_force, no_token);
+            let groups: ingest::GroupOf = Arc::new(|pool| format!("{PROCESSOR}-{pool}"));
+            let service = ingest::Service::new(config, topics, in_force, no_token, groups);
             service
                 .run(shutdown, &|| {})
                 .await
@@ -181,6 +187,12 @@ async fn serve(scene: Arc<Scene>, stage: Stage, number: usize, instance: Arc<Ins
         Err((true, error)) => End::Passing(error),
         Err((false, error)) => End::ForGood(error),
     }
+}
+
+fn budgets(policies: &Policies) -> Arc<BTreeSet<Tenant>> {
+    let tenants = policies.tenants.iter();
+    let with_budget = tenants.filter(|(_, policy)| policy.budget.is_some());
+    Arc::new(with_budget.map(|(tenant, _)| tenant.clone()).collect())
 }
 
 fn topics_error(error: &::topics::Error) -> (bool, String) {

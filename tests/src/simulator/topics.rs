@@ -1,13 +1,16 @@
 //! Topics as one instance of a service sees them: real ones, behind the gate.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use ::topics::{
     Append, Appender, Assignment, Committed, Committer, Error, Event, Partition, Progress, Reader, Record,
-    Step, Subscription, TopicSpec, Topics, local::LocalTopics,
+    Standing, Step, Subscription, TopicSpec, Topics, local::LocalTopics,
 };
 use async_trait::async_trait;
-use schemas::{Outcomes, Record as _, Route, TopicName};
+use schemas::{AdmittedJobs, Outcomes, Record as _, Route, Tenant, TopicName};
 
 use super::{
     Mutation,
@@ -19,6 +22,8 @@ pub(super) struct GatedTopics {
     pub(super) inner: LocalTopics,
     pub(super) world: Arc<World>,
     pub(super) instance: Arc<Instance>,
+    /// The tenants that have a budget.
+    pub(super) budgets: Arc<BTreeSet<Tenant>>,
 }
 
 impl GatedTopics {
@@ -42,6 +47,39 @@ impl GatedTopics {
             Go::Fail => Err(broken(what)),
             Go::Conflict | Go::DoLaterAndDie(_) => unreachable!("these are faults of a store"),
         }
+    }
+
+    fn note_reading(&self, event: &Event) {
+        if let (Event::Records(chunk), true) = (event, self.instance.name.starts_with("ingest")) {
+            let Partition { topic, index } = &chunk.partition;
+            for record in &chunk.records {
+                self.world.reads(&self.instance, topic.id, *index, record.offset);
+            }
+        }
+    }
+
+    /// Tells of jobs that are admitted though the budget of their tenant is spent.
+    fn note_admitting(&self, steps: &[Step]) {
+        for append in steps.iter().flat_map(|step| &step.appends) {
+            let AdmittedJobs(jobs) = match AdmittedJobs::decode(append.value.as_deref().unwrap_or_default()) {
+                Ok(jobs) if append.topic.as_str().contains(".work.") => jobs,
+                _ => continue,
+            };
+            for job in jobs.iter().filter(|job| self.budgets.contains(&job.tenant)) {
+                self.world.admits(&self.instance, &job.origin);
+            }
+        }
+    }
+
+    /// Whether `steps` bill a tenant that has a budget.
+    fn bills(&self, steps: &[Step]) -> bool {
+        let appends = steps.iter().flat_map(|step| &step.appends);
+        let mut values = appends.filter_map(|append| append.value.as_deref());
+        values.any(|value| {
+            let outcomes = Outcomes::decode(value).into_iter().flat_map(Outcomes::unpack);
+            let mut of_budgets = outcomes.filter(|outcome| self.budgets.contains(&outcome.common.tenant));
+            of_budgets.any(|outcome| !outcome.billed_cost().is_zero())
+        })
     }
 
     fn is_sink(&self) -> bool {
@@ -96,6 +134,20 @@ impl Topics for GatedTopics {
 
     async fn lag(&self, group: &str, subscription: &Subscription) -> Result<u64, Error> {
         self.inner.lag(group, subscription).await
+    }
+
+    async fn standing(
+        &self,
+        group: &str,
+        topics: &[TopicName],
+    ) -> Result<BTreeMap<(TopicName, i32), Standing>, Error> {
+        let standing = self.inner.standing(group, topics);
+        if self.instance.name.starts_with("ingest") {
+            // It looks all the time, so that most faults would be these.
+            return standing.await;
+        }
+        self.gate("looks where its group stands", Fault::TO_A_LOOK, standing)
+            .await
     }
 
     async fn partitions(&self, topics: &[TopicName]) -> Result<BTreeMap<TopicName, u32>, Error> {
@@ -176,6 +228,7 @@ impl Reader for GatedReader {
                         inner.commit(&Progress::from([(partition, end)])).await?;
                     }
                     if let Some(event) = self.event.take() {
+                        self.topics.note_reading(&event);
                         return Ok(event);
                     }
                 }
@@ -249,6 +302,21 @@ struct GatedCommitter {
 #[async_trait]
 impl Committer for GatedCommitter {
     async fn append_and_commit(&mut self, mut steps: Vec<Step>) -> Result<Committed, Error> {
+        let bills = self.is_processor() && self.topics.bills(&steps);
+        self.topics.note_admitting(&steps);
+        if self.topics.world.mutation == Some(Mutation::ForgetSpending) {
+            steps.iter_mut().for_each(|step| step.note = None);
+        }
+        let committed = self.append_and_commit_gated(steps).await?;
+        if bills && committed.left_out.is_empty() {
+            self.topics.world.spent();
+        }
+        Ok(committed)
+    }
+}
+
+impl GatedCommitter {
+    async fn append_and_commit_gated(&mut self, mut steps: Vec<Step>) -> Result<Committed, Error> {
         let mutation = self.topics.world.mutation;
         match mutation {
             Some(Mutation::CommitWindowsOutOfOrder) if self.is_processor() => match self.held_back.take() {
@@ -351,9 +419,7 @@ impl Committer for GatedCommitter {
         )
         .await
     }
-}
 
-impl GatedCommitter {
     fn is_processor(&self) -> bool {
         self.topics.instance.name.starts_with("processor")
     }

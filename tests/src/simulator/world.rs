@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use schemas::TopicId;
+use schemas::{Origin, TopicId};
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -20,6 +20,8 @@ pub(super) const FROZEN_FOR_MAX: Duration = Duration::from_secs(90);
 const LATE_BY_MAX_MS: u64 = 60_000;
 /// A run has at most this many faults.
 const FAULTS_MAX: usize = 16;
+/// What was spent is known to every ingest after this long: it looks more often, and a look takes no time.
+const KNOWN_AFTER: Duration = Duration::from_millis(300);
 /// The chances of a fault at a step, in a thousand: calm schedules reach deep, wild ones reach the odd corners.
 const CHANCES: [u64; 4] = [5, 20, 60, 150];
 
@@ -110,6 +112,10 @@ struct State {
     outage_until: Option<Instant>,
     /// Topics have random ids; in the story they go by their names.
     names: BTreeMap<String, String>,
+    /// When the tenant of little money had first spent some.
+    spent_since: Option<Instant>,
+    /// When each instance of ingest last read a record of jobs.
+    read_at: BTreeMap<(String, TopicId, i32, i64), Instant>,
 }
 
 impl World {
@@ -220,6 +226,39 @@ impl World {
     pub(super) fn outage(&self) -> bool {
         let state = self.state();
         !state.quiet && state.outage_until.is_some_and(|until| Instant::now() < until)
+    }
+
+    /// The tenant of little money has spent some.
+    pub(super) fn spent(&self) {
+        self.state().spent_since.get_or_insert_with(Instant::now);
+    }
+
+    /// An instance of ingest reads a record, and decides on it at once.
+    pub(super) fn reads(&self, instance: &Instance, topic: TopicId, partition: i32, offset: i64) {
+        let record = (instance.name.clone(), topic, partition, offset);
+        self.state().read_at.insert(record, Instant::now());
+    }
+
+    /// An instance of ingest admits a job of the tenant of little money, which must not have been known to have spent it.
+    pub(super) fn admits(&self, instance: &Instance, origin: &Origin) {
+        let state = self.state();
+        let record = (
+            instance.name.clone(),
+            origin.topic_id,
+            origin.partition,
+            origin.offset,
+        );
+        let (Some(read), Some(spent)) = (state.read_at.get(&record), state.spent_since) else {
+            return;
+        };
+        let after = read.saturating_duration_since(spent);
+        drop(state);
+        if after > KNOWN_AFTER {
+            let name = &instance.name;
+            self.violated(format!(
+                "{name} admitted a job {after:?} after its tenant had spent its budget"
+            ));
+        }
     }
 
     pub(super) fn violated(&self, what: String) {

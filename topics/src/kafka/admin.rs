@@ -215,12 +215,50 @@ pub(super) fn lag(client: &BaseConsumer<Complaints>, subscription: &Subscription
             );
         }
     }
-    if partitions.is_empty() {
-        return Ok(Lag::default());
+    let mut lag = Lag::default();
+    for ((topic, partition), stand) in standing(client, &partitions).map_err(failed)? {
+        if stand.begin < stand.end {
+            lag.offsets += stand.behind();
+            lag.begins
+                .entry(topic)
+                .or_default()
+                .push((partition, stand.begin));
+        }
     }
-    let committed = client
-        .committed_offsets(list(&partitions, Offset::Invalid), ANSWER_LIMIT)
-        .map_err(failed)?;
+    Ok(lag)
+}
+
+/// Where a group stands in a partition.
+pub(super) struct Stand {
+    pub(super) note: Option<String>,
+    /// The offset of the next record that it has yet to commit, and of the next that will be appended.
+    begin: i64,
+    end: i64,
+}
+
+impl Stand {
+    pub(super) fn behind(&self) -> u64 {
+        (self.end - self.begin).max(0).unsigned_abs()
+    }
+}
+
+/// Where the client's group stands in `partitions`.
+pub(super) fn standing(
+    client: &BaseConsumer<Complaints>,
+    partitions: &[(&str, i32)],
+) -> Result<HashMap<(String, i32), Stand>, KafkaError> {
+    if partitions.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let committed = client.committed_offsets(list(partitions, Offset::Invalid), ANSWER_LIMIT)?;
+    let noted = committed.elements().into_iter().filter_map(|element| {
+        let note = Some(element.metadata()).filter(|note| !note.is_empty());
+        Some((
+            (element.topic().to_owned(), element.partition()),
+            note?.to_owned(),
+        ))
+    });
+    let mut notes: HashMap<(String, i32), String> = noted.collect();
     let committed = known(&committed);
     let without: Vec<_> = partitions
         .iter()
@@ -230,25 +268,19 @@ pub(super) fn lag(client: &BaseConsumer<Complaints>, subscription: &Subscription
     let mut begins = committed;
     if !without.is_empty() {
         begins.extend(known(
-            &client
-                .offsets_for_times(list(&without, Offset::Beginning), ANSWER_LIMIT)
-                .map_err(failed)?,
+            &client.offsets_for_times(list(&without, Offset::Beginning), ANSWER_LIMIT)?,
         ));
     }
-    let ends = known(
-        &client
-            .offsets_for_times(list(&partitions, Offset::End), ANSWER_LIMIT)
-            .map_err(failed)?,
-    );
-    let mut lag = Lag::default();
-    for (place, end) in ends {
-        let begin = begins.get(&place).copied().unwrap_or(end);
-        if begin < end {
-            lag.offsets += begin.abs_diff(end);
-            lag.begins.entry(place.0).or_default().push((place.1, begin));
-        }
-    }
-    Ok(lag)
+    let ends = known(&client.offsets_for_times(list(partitions, Offset::End), ANSWER_LIMIT)?);
+    let standing = ends.into_iter().map(|(place, end)| {
+        let stand = Stand {
+            note: notes.remove(&place),
+            begin: begins.get(&place).copied().unwrap_or(end),
+            end,
+        };
+        (place, stand)
+    });
+    Ok(standing.collect())
 }
 
 /// In the place of a time, [`Offset::Beginning`] and [`Offset::End`] stand for the first and the next offset.

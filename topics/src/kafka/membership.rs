@@ -129,6 +129,7 @@ mod tests {
             assignment,
             next_offset: 1,
             appends: Vec::new(),
+            note: None,
         }
     }
 

@@ -277,6 +277,7 @@ impl Reader for KafkaReader {
                 assignment,
                 next_offset: *next_offset,
                 appends: Vec::new(),
+                note: None,
             })
         });
         let (steps, consumer) = (steps.collect::<Vec<_>>(), self.consumer());
@@ -336,8 +337,13 @@ pub(super) fn offsets(steps: &[Step]) -> TopicPartitionList {
     let mut list = TopicPartitionList::with_capacity(steps.len());
     for step in steps {
         let offset = rdkafka::Offset::Offset(step.next_offset);
-        list.add_partition_offset(step.source.topic.name.as_str(), step.source.index, offset)
+        let mut place = list.add_partition(step.source.topic.name.as_str(), step.source.index);
+        place
+            .set_offset(offset)
             .expect("an offset that is not negative can be set");
+        if let Some(note) = &step.note {
+            place.set_metadata(note);
+        }
     }
     list
 }

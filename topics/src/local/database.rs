@@ -14,7 +14,7 @@ use schemas::{TopicId, TopicName};
 use std::sync::RwLock;
 
 use super::unknown_topic;
-use crate::{Append, Error, Header, Partition, Record, Step, Subscription, TopicRef, TopicSpec};
+use crate::{Append, Error, Header, Partition, Record, Standing, Step, Subscription, TopicRef, TopicSpec};
 
 /// Name → number, id, partitions. The number stands for the topic in the other tables' keys.
 const TOPICS: TableDefinition<'_, &str, (u32, u128, u32)> = TableDefinition::new("topics");
@@ -24,6 +24,9 @@ const RECORDS: TableDefinition<'_, (u32, i32, i64), StoredRecord<'_>> = TableDef
 const ENDS: TableDefinition<'_, (u32, i32), i64> = TableDefinition::new("ends");
 /// Group, topic, partition → the offset after the last record done.
 const PROGRESS: TableDefinition<'_, (&str, u32, i32), i64> = TableDefinition::new("progress");
+
+/// Group, topic, partition → what was noted with the progress.
+const NOTES: TableDefinition<'_, (&str, u32, i32), &str> = TableDefinition::new("notes");
 
 /// Where a record went, or why nowhere.
 type Appended = Result<(Partition, i64), Error>;
@@ -103,6 +106,7 @@ impl Log {
             transaction.open_table(RECORDS)?;
             transaction.open_table(ENDS)?;
             transaction.open_table(PROGRESS)?;
+            transaction.open_table(NOTES)?;
         }
         transaction.commit()?;
         Ok(Self {
@@ -161,6 +165,9 @@ impl Log {
                 .retain(|(topic, _), _| topic != number)?;
             transaction
                 .open_table(PROGRESS)?
+                .retain(|(_, topic, _), _| topic != number)?;
+            transaction
+                .open_table(NOTES)?
                 .retain(|(_, topic, _), _| topic != number)?;
             Ok(transaction.commit()?)
         };
@@ -301,11 +308,17 @@ impl Log {
             {
                 let mut writer = Writer::open(&transaction)?;
                 let mut progress = transaction.open_table(PROGRESS)?;
+                let mut notes = transaction.open_table(NOTES)?;
                 for (step, (source, places)) in steps.iter().zip(&placed) {
                     for (record, (topic, partition)) in step.appends.iter().zip(places) {
                         writer.append(topic.number, *partition, record)?;
                     }
-                    progress.insert((group, source.number, step.source.index), step.next_offset)?;
+                    let place = (group, source.number, step.source.index);
+                    progress.insert(place, step.next_offset)?;
+                    match &step.note {
+                        Some(note) => drop(notes.insert(place, note.as_str())?),
+                        None => drop(notes.remove(place)?),
+                    }
                 }
             }
             transaction.commit()?;
@@ -338,6 +351,34 @@ impl Log {
             Ok(lag)
         };
         read().map_err(|error| unavailable("measure the lag", &error))
+    }
+
+    pub(super) fn standing(
+        &self,
+        group: &str,
+        names: &[TopicName],
+    ) -> Result<BTreeMap<(TopicName, i32), Standing>, Error> {
+        let read = || -> Result<_, redb::Error> {
+            let transaction = self.database.begin_read()?;
+            let (ends, progress) = (transaction.open_table(ENDS)?, transaction.open_table(PROGRESS)?);
+            let notes = transaction.open_table(NOTES)?;
+            let mut standing = BTreeMap::new();
+            for name in names {
+                let Ok(topic) = self.topic(name) else { continue };
+                for index in (0_i32..).take(topic.partitions as usize) {
+                    let place = (group, topic.number, index);
+                    let end = ends.get((topic.number, index))?.map_or(0, |end| end.value());
+                    let done = progress.get(place)?.map_or(0, |done| done.value());
+                    let of_partition = Standing {
+                        note: notes.get(place)?.map(|note| note.value().to_owned()),
+                        behind: u64::try_from(end - done).unwrap_or(0),
+                    };
+                    standing.insert((name.clone(), index), of_partition);
+                }
+            }
+            Ok(standing)
+        };
+        read().map_err(|error| unavailable("look where the group stands", &error))
     }
 
     fn topic(&self, name: &TopicName) -> Result<Topic, Error> {

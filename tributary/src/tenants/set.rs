@@ -6,6 +6,7 @@ use figment::{
     Figment,
     providers::{Format, Toml},
 };
+use rust_decimal::Decimal;
 use schemas::{Tenant, TenantPolicy, Tenants};
 use serde::{Deserialize, Serialize};
 use toml_edit::ImDocument;
@@ -46,8 +47,10 @@ pub(crate) fn check(tenants: &Tenants, config: &Config) -> Result<(), Mistake> {
 }
 
 fn check_one(tenant: &Tenant, policy: &TenantPolicy, config: &Config) -> Result<(), Mistake> {
-    let mistake = |setting: Option<&str>, problem: String| {
-        let key = ["tenants", tenant.as_str()].into_iter().chain(setting);
+    let mistake = |setting: &[&str], problem: String| {
+        let key = ["tenants", tenant.as_str()]
+            .into_iter()
+            .chain(setting.iter().copied());
         Err(Mistake {
             key: key.map(str::to_owned).collect(),
             problem,
@@ -55,29 +58,29 @@ fn check_one(tenant: &Tenant, policy: &TenantPolicy, config: &Config) -> Result<
     };
     if tenant.is_unclaimed() {
         let problem = "is a reserved name: the outcomes of jobs of unknown tenants stand under it";
-        return mistake(None, problem.to_owned());
+        return mistake(&[], problem.to_owned());
     }
     if !(1..=PARTITIONS_MAX).contains(&policy.partitions) {
         let problem = format!(
             "is {}: a tenant's topics have at least one partition, and {PARTITIONS_MAX} at most",
             policy.partitions
         );
-        return mistake(Some("partitions"), problem);
+        return mistake(&["partitions"], problem);
     }
     let (pool, here) = (&policy.pool, &config.processor.pool);
     if config.topics.kind == TopicsKind::Local && pool != here {
         let problem = format!("is `{pool}`: local topics have the processor of one pool, which is `{here}`");
-        return mistake(Some("pool"), problem);
+        return mistake(&["pool"], problem);
     }
     let allowed = || policy.models.iter().flatten();
     if let Some(unknown) = allowed().find(|model| !config.models.contains_key(*model)) {
         let problem = format!("names `{unknown}`, which is not configured: add [models.{unknown}]");
-        return mistake(Some("models"), problem);
+        return mistake(&["models"], problem);
     }
     let of_pool = config.models_of(pool);
     if let Some(missing) = allowed().find(|model| !of_pool.contains_key(*model)) {
         let problem = format!("names `{missing}`, which pool `{pool}` does not have: see [pools.{pool}]");
-        return mistake(Some("models"), problem);
+        return mistake(&["models"], problem);
     }
     let labels_bytes: usize = policy
         .labels
@@ -86,7 +89,23 @@ fn check_one(tenant: &Tenant, policy: &TenantPolicy, config: &Config) -> Result<
         .sum();
     if labels_bytes > LABELS_BYTES_MAX {
         let problem = format!("have {labels_bytes} bytes, and {LABELS_BYTES_MAX} are allowed");
-        return mistake(Some("labels"), problem);
+        return mistake(&["labels"], problem);
+    }
+    let Some(budget) = policy.budget else {
+        return Ok(());
+    };
+    let periods = [("per_day", budget.per_day), ("per_month", budget.per_month)];
+    if periods.iter().all(|(_, money)| money.is_none()) {
+        return mistake(
+            &["budget"],
+            "is for no period: set per_day, per_month or both".to_owned(),
+        );
+    }
+    for (period, money) in periods {
+        if let Some(money) = money.filter(Decimal::is_sign_negative) {
+            let problem = format!("is {money}: nobody can spend less than nothing");
+            return mistake(&["budget", period], problem);
+        }
     }
     Ok(())
 }
@@ -198,6 +217,8 @@ mod tests {
             priority_max = "normal"
             retention_days = 30
             rate = { work_units_per_s = 2000, burst_work_units = 10000 }
+            budget = { per_day = "12.50", per_month = "200" }
+            queue_records_max = 5000
             labels = { cost-centre = "17" }
 
             [tenants.globex]
@@ -210,6 +231,12 @@ mod tests {
         );
         assert_eq!(acme.priority_max, Priority::Normal);
         assert_eq!(acme.retention_days.map(|days| days.get()), Some(30));
+        let budget = acme.budget.unwrap();
+        assert_eq!(
+            (budget.per_day, budget.per_month),
+            (Some(Decimal::new(1_250, 2)), Some(Decimal::new(200, 0)))
+        );
+        assert_eq!(acme.queue_records_max.map(|records| records.get()), Some(5_000));
         let rate = acme.rate.unwrap();
         assert_eq!(
             (rate.work_units_per_s.get(), rate.burst_work_units().get()),
@@ -254,6 +281,26 @@ mod tests {
             (
                 "[tenants.acme]\n[tenants.acme.rate]\nburst_work_units = 3\n",
                 "line 2: ",
+            ),
+            (
+                "[tenants.acme]\nbudget = { per_week = '5' }\n",
+                "line 2: unknown setting `tenants.acme.budget.per_week`",
+            ),
+            (
+                "[tenants.acme]\nbudget = { per_day = 'much' }\n",
+                "line 2: setting `tenants.acme.budget.per_day`: ",
+            ),
+            (
+                "[tenants.acme.budget]\nper_day = '5'\nper_month = '-0.5'\n",
+                "line 3: tenants.acme.budget.per_month is -0.5",
+            ),
+            (
+                "[tenants.acme]\nbudget = {}\n",
+                "line 2: tenants.acme.budget is for no period",
+            ),
+            (
+                "[tenants.acme]\nqueue_records_max = 0\n",
+                "line 2: setting `tenants.acme.queue_records_max`: invalid value",
             ),
             (
                 "[tenants.acme]\npriority_max = 'top'\n",

@@ -1,0 +1,127 @@
+//! The thin loop that keeps the ledger: looks where the groups of processors stand, again and again.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use chrono::Utc;
+use rust_decimal::prelude::ToPrimitive;
+use schemas::{Policies, Pool, Priority, Spending, Tenant, TenantPolicy, TopicName};
+use tokio::{
+    sync::watch,
+    time::{MissedTickBehavior, interval},
+};
+use topics::{Error, Topics};
+
+use crate::{metric_names, quota::Ledger};
+
+/// What a tenant spends, and what of its work is done, is known after at most this long and a look.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// The consumer group of the processors of a pool.
+pub type GroupOf = Arc<dyn Fn(&Pool) -> String + Send + Sync>;
+
+/// What tenants with quotas have spent and have waiting, in any pool: one that has moved may have work in both.
+async fn look(topics: &dyn Topics, policies: &Policies, group_of: &GroupOf) -> Result<Ledger, Error> {
+    let has_quotas = |policy: &TenantPolicy| policy.budget.is_some() || policy.queue_records_max.is_some();
+    let tenants = policies.tenants.iter().filter(|(_, policy)| has_quotas(policy));
+    let tenants: Vec<&Tenant> = tenants.map(|(tenant, _)| tenant).collect();
+    let mut ledger = Ledger::default();
+    if tenants.is_empty() {
+        return Ok(ledger);
+    }
+    let of_tenants = policies.tenants.values().map(|policy| &policy.pool);
+    let shared = Pool::default();
+    let pools: BTreeSet<&Pool> = of_tenants.chain(policies.pools.keys()).chain([&shared]).collect();
+    for pool in pools {
+        let of_tenant =
+            |tenant: &&Tenant| Priority::ALL.map(|priority| policies.topics.work(pool, priority, tenant));
+        let work: Vec<TopicName> = tenants.iter().flat_map(of_tenant).collect();
+        for ((topic, index), standing) in topics.standing(&group_of(pool), &work).await? {
+            let Some((tenant, _)) = policies.topics.owner_of_work(pool, &topic) else {
+                continue;
+            };
+            let spending = standing.note.and_then(|note| match Spending::of_note(&note) {
+                Ok(spending) => Some(spending),
+                Err(error) => {
+                    tracing::error!(%topic, index, note, %error, "what was spent cannot be read");
+                    None
+                }
+            });
+            ledger.add(tenant, spending, standing.behind);
+        }
+    }
+    Ok(ledger)
+}
+
+/// Policies, and what was known of the tenants' quotas when they came in force or later.
+#[derive(Clone)]
+pub(crate) struct Moment {
+    pub(crate) policies: Arc<Policies>,
+    pub(crate) ledger: Arc<Ledger>,
+}
+
+/// Looks once.
+pub(crate) async fn moment(
+    topics: &dyn Topics,
+    policies: Arc<Policies>,
+    group_of: &GroupOf,
+) -> Result<Moment, Error> {
+    let ledger = Arc::new(look(topics, &policies, group_of).await?);
+    Ok(Moment { policies, ledger })
+}
+
+/// Looks for ever, again at once when there are other policies, and sends what it finds: no policy is in force before it is
+/// known what its tenants have spent. While nobody answers, the last moment stays.
+pub(crate) async fn keep_looking(
+    topics: Arc<dyn Topics>,
+    mut policies: watch::Receiver<Arc<Policies>>,
+    group_of: GroupOf,
+    moments: watch::Sender<Moment>,
+) {
+    let mut looks = interval(LOOK);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut was_away = false;
+    loop {
+        tokio::select! {
+            biased;
+            Ok(()) = policies.changed() => {}
+            _ = looks.tick() => {}
+        }
+        let in_force = Arc::clone(&policies.borrow_and_update());
+        match moment(topics.as_ref(), in_force, &group_of).await {
+            Ok(moment) => {
+                was_away = false;
+                measure(&moment);
+                moments.send_replace(moment);
+            }
+            Err(error) if !was_away => {
+                was_away = true;
+                tracing::warn!(%error, "what tenants have spent and have waiting cannot be looked up: the last look counts");
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+fn measure(Moment { policies, ledger }: &Moment) {
+    let now_ms = Utc::now().timestamp_millis();
+    for (tenant, policy) in &policies.tenants {
+        if policy.queue_records_max.is_some() {
+            metrics::gauge!(metric_names::QUEUE_RECORDS, "tenant" => tenant.to_string())
+                .set(ledger.waiting_records(tenant) as f64);
+        }
+        let Some(budget) = policy.budget else { continue };
+        let spent = ledger.spent(tenant, now_ms);
+        for (period, budget, spent) in [
+            ("day", budget.per_day, spent.on_day),
+            ("month", budget.per_month, spent.in_month),
+        ] {
+            let Some(budget) = budget else { continue };
+            let gauge = |name, money: rust_decimal::Decimal| {
+                metrics::gauge!(name, "tenant" => tenant.to_string(), "period" => period)
+                    .set(money.to_f64().unwrap_or(f64::NAN));
+            };
+            gauge(metric_names::SPENT, spent);
+            gauge(metric_names::BUDGET_LEFT, budget.saturating_sub(spent));
+        }
+    }
+}
