@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! Job ─▶ ingest ─▶ AdmittedJob ─▶ processor ─▶ Outcome ─▶ sink ─▶ tables: results, costs
+//!          └─▶ AuditEvent ────────────────────────────────▶ sink ─▶ table: audit
 //! ```
 //!
 //! Everything here is a value: no I/O, no clock, no Kafka, no model. Names that reach a path, a topic or a bill are
@@ -9,6 +10,7 @@
 //! check. Records that cross a topic are versioned ([`Record`]) and held to golden files.
 
 mod admitted;
+mod audit;
 mod embedding;
 mod job;
 mod names;
@@ -22,6 +24,7 @@ mod topic;
 mod usage;
 
 pub use admitted::{AdmittedJob, AdmittedJobs};
+pub use audit::{Actor, AuditEvent, AuditEvents, Operation, Origins};
 pub use embedding::Embedding;
 pub use job::{Job, Priority};
 pub use names::{InvalidName, JobId, ModelName, Pool, Tenant};

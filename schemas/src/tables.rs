@@ -1,4 +1,4 @@
-//! The tables that readers see, as Arrow schemas: `results` and `costs`.
+//! The tables that readers see, as Arrow schemas: `results`, `costs` and `audit`.
 //!
 //! Other people's queries rely on these columns: add nullable ones at the end, never rename or retype. Each column has
 //! a field id, so that a table format can adopt the files later. Times are microseconds in UTC, because Spark cannot
@@ -72,6 +72,75 @@ pub fn costs() -> SchemaRef {
         required("origin_offset", DataType::Int64),
         required("origin_topic_id", DataType::Utf8),
     ])
+}
+
+/// What was done and decided: one row an event, in the columns of the Open Cybersecurity Schema Framework's API Activity,
+/// 1.7, with its profiles `datetime` and `ai_operation` (<https://schema.ocsf.io/1.7.0/classes/api_activity>), our own
+/// prefixed `x_`. [`AUDIT_HASH`] chains the rows of a partition together.
+pub fn audit() -> SchemaRef {
+    table([
+        required("activity_id", DataType::Int32),
+        required("category_uid", DataType::Int32),
+        required("class_uid", DataType::Int32),
+        required("type_uid", DataType::Int64),
+        required("severity_id", DataType::Int32),
+        required("time", DataType::Int64),
+        required("time_dt", time()),
+        required("count", DataType::Int64),
+        required("status_id", DataType::Int32),
+        nullable("status_code", DataType::Utf8),
+        nullable("status_detail", DataType::Utf8),
+        required("metadata", audit_metadata()),
+        required("actor", audit_actor()),
+        required("api", group([required("operation", DataType::Utf8)])),
+        required("src_endpoint", group([required("name", DataType::Utf8)])),
+        nullable("ai_model", audit_model()),
+        nullable("x_origin_topic", DataType::Utf8),
+        nullable("x_origin_topic_id", DataType::Utf8),
+        nullable("x_origin_partition", DataType::Int32),
+        nullable("x_first_offset", DataType::Int64),
+        nullable("x_last_offset", DataType::Int64),
+        required("x_record_offset", DataType::Int64),
+        required("x_record_index", DataType::Int32),
+        required(AUDIT_HASH, DataType::Utf8),
+    ])
+}
+
+/// The column of the audit that holds a row's hash over the row before and itself.
+pub const AUDIT_HASH: &str = "x_hash";
+
+fn audit_metadata() -> DataType {
+    group([
+        required("version", DataType::Utf8),
+        required("product", group([required("name", DataType::Utf8)])),
+        nullable("tenant_uid", DataType::Utf8),
+    ])
+}
+
+fn audit_actor() -> DataType {
+    group([
+        nullable("user", group([required("name", DataType::Utf8)])),
+        nullable("app_uid", DataType::Utf8),
+        nullable("authorizations", DataType::List(audit_authorization())),
+    ])
+}
+
+/// The element of the list `actor.authorizations`.
+pub fn audit_authorization() -> Arc<Field> {
+    let policy = group([required("uid", DataType::Utf8)]);
+    let fields = [required("decision", DataType::Utf8), required("policy", policy)];
+    Arc::new(Field::new("element", group(fields), false))
+}
+
+fn audit_model() -> DataType {
+    group([
+        required("ai_provider", DataType::Utf8),
+        required("name", DataType::Utf8),
+    ])
+}
+
+fn group<const N: usize>(fields: [Field; N]) -> DataType {
+    DataType::Struct(fields.into_iter().collect())
 }
 
 /// The element of the `embedding` list: a float that is never null.

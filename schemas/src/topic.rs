@@ -155,6 +155,11 @@ impl TopicNames {
         self.checked(&format!("{}dead-letters", self.prefix))
     }
 
+    /// What was done and decided, and by whom.
+    pub fn audit(&self) -> TopicName {
+        self.checked(&format!("{}audit", self.prefix))
+    }
+
     /// What every tenant may do: one record a set.
     pub fn policies(&self) -> TopicName {
         self.checked(&format!("{}policies", self.prefix))

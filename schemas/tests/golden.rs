@@ -10,9 +10,9 @@ use std::{
 };
 
 use schemas::{
-    AdmittedJob, AdmittedJobs, Common, DecodeError, DeviceShare, Digest, Engine, JobId, ModelName, Origin,
-    Outcome, Outcomes, Pool, Priority, Reason, ReasonCode, Record, Route, Row, Run, Task, Tenant,
-    TenantPolicy, TenantSet, TopicId, TopicName, Verdict,
+    Actor, AdmittedJob, AdmittedJobs, AuditEvent, AuditEvents, Common, DecodeError, DeviceShare, Digest,
+    Engine, JobId, ModelName, Operation, Origin, Origins, Outcome, Outcomes, Pool, Priority, Reason,
+    ReasonCode, Record, Route, Row, Run, Task, Tenant, TenantPolicy, TenantSet, TopicId, TopicName, Verdict,
 };
 use serde::Deserialize;
 
@@ -219,6 +219,49 @@ fn a_set_of_tenants_keeps_its_bytes() {
     ]);
     let set = TenantSet(tenants);
     check(&set, &golden(&set, "tenant-set.v1.bin"));
+}
+
+#[test]
+fn audit_events_keep_their_bytes() {
+    let decided = AuditEvent {
+        time_ms: 1_790_000_000_123,
+        operation: Operation::DecideJobs,
+        tenant: Some(Tenant::new("acme").unwrap()),
+        actor: Actor::Tenant(Tenant::new("acme").unwrap()),
+        source: "jobs".to_owned(),
+        count: 3,
+        refused: Some("tenant_mismatch".to_owned()),
+        detail: Some("the job came through `jobs.acme` and names tenant `globex`".to_owned()),
+        policy: Some("submitters".to_owned()),
+        model: Some(ModelName::new("minilm").unwrap()),
+        origins: Some(Origins {
+            topic: origin().topic,
+            topic_id: origin().topic_id,
+            partition: origin().partition,
+            first_offset: origin().offset,
+            last_offset: origin().offset + 7,
+        }),
+    };
+    let others = [
+        (Operation::RequestJobs, Actor::Unknown),
+        (Operation::TakeTenants, Actor::Service("ingest-0".to_owned())),
+        (Operation::ApplyTenants, Actor::User("ada".to_owned())),
+        (Operation::TakeKeys, Actor::Service("ingest-0".to_owned())),
+        (Operation::ReplayDeadLetters, Actor::User("ada".to_owned())),
+    ];
+    let others = others.map(|(operation, actor)| AuditEvent {
+        operation,
+        actor,
+        tenant: None,
+        refused: None,
+        detail: None,
+        policy: None,
+        model: None,
+        origins: None,
+        ..decided.clone()
+    });
+    let events = AuditEvents([decided].into_iter().chain(others).collect());
+    check(&events, &golden(&events, "audit-events.v1.bin"));
 }
 
 #[test]
