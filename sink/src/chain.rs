@@ -5,8 +5,10 @@ use std::collections::VecDeque;
 use schemas::TopicId;
 
 use crate::{
-    Error, layout,
-    range::{Marks, RangeIntent},
+    Error, audit,
+    encode::Source,
+    layout,
+    range::{Carried, Marks, RangeIntent},
     store::Store,
 };
 
@@ -17,8 +19,8 @@ pub(crate) struct Position {
     pub(crate) redo: VecDeque<RangeIntent>,
     /// Where the next range begins after those.
     pub(crate) start: i64,
-    /// The marks there.
-    pub(crate) marks: Marks,
+    /// What is handed on there.
+    pub(crate) carried: Carried,
 }
 
 /// Finds where to go on with a partition whose first record to be read is at `first_offset`. The lake is the truth: a
@@ -27,12 +29,8 @@ pub(crate) struct Position {
 /// # Errors
 /// [`Error::Contradiction`] where the lake's ranges begin after `first_offset`: it is not the lake that this consumer
 /// group has written.
-pub(crate) async fn find(
-    store: &Store,
-    topic_id: TopicId,
-    partition: i32,
-    first_offset: i64,
-) -> Result<Position, Error> {
+pub(crate) async fn find(store: &Store, source: &Source, first_offset: i64) -> Result<Position, Error> {
+    let (topic_id, partition) = (source.partition.topic.id, source.partition.index);
     let folder = layout::ranges(topic_id, partition);
     let starts: Vec<i64> = store
         .list(&folder)
@@ -44,7 +42,10 @@ pub(crate) async fn find(
         return Ok(Position {
             redo: VecDeque::new(),
             start: first_offset,
-            marks: Marks::default(),
+            carried: match source.tenant {
+                Some(_) => Carried::Marks(Marks::default()),
+                None => Carried::Head(audit::beginning(topic_id, partition)),
+            },
         });
     };
     if first_offset < *first {
@@ -55,7 +56,7 @@ pub(crate) async fn find(
             ),
         });
     }
-    let mut last = intent(store, topic_id, partition, *last).await?;
+    let last = intent(store, topic_id, partition, *last).await?;
     let mut redo = VecDeque::new();
     if first_offset < last.end {
         let from = starts
@@ -70,7 +71,7 @@ pub(crate) async fn find(
     Ok(Position {
         redo,
         start: last.end,
-        marks: std::mem::take(&mut last.marks_after),
+        carried: last.carried_after(),
     })
 }
 

@@ -1,42 +1,39 @@
 //! Encodes a range: from the records of a partition to an intent and the bytes of its files. The same records give the
 //! same bytes, whoever encodes them, whenever, and in however many pieces they came.
 
-use std::{collections::BTreeMap, io};
+use std::io;
 
+use arrow_schema::SchemaRef;
 use chrono::{DateTime, NaiveDate};
 use object_store::{PutPayload, PutPayloadMut};
 use parquet::{
     arrow::ArrowWriter,
     basic::{Compression, Encoding, ZstdLevel},
-    file::{
-        metadata::KeyValue,
-        properties::{EnabledStatistics, WriterProperties},
-    },
+    file::{metadata::KeyValue, properties::WriterProperties},
     schema::types::ColumnPath,
 };
-use schemas::{Common, DecodeError, Group, Outcomes, Record as _, Row, Tenant, tables};
+use schemas::{AuditEvents, DecodeError, Outcomes, Record as _, Tenant};
 use topics::{Partition, Record};
 
 use crate::{
     Error,
-    columns::{Batches, Columns},
+    audit::AuditRows,
     layout,
-    range::{Marks, RangeFile, RangeIntent, Table},
+    outcomes::OutcomeRows,
+    range::{Carried, Marks, RangeFile, RangeIntent, Table},
 };
 
-/// Outcomes are turned into columns this many at a time: enough to be quick, little enough to stay in cache. The pages of
-/// a file begin and end where they do because of it, so it is exact.
-const ROWS_AT_A_TIME: usize = 1_024;
 /// DuckDB reads a row group on one thread, and likes this size.
 const ROW_GROUP_ROWS_MAX: usize = 122_880;
 /// A file grows by blocks of this size: about a page of vectors, whose memory it takes over.
 const FILE_BLOCK_BYTES: usize = 1 << 20;
 
-/// Whose outcomes a range has, and where they stand.
+/// What a range's records are, and where they stand.
 #[derive(Debug, Clone)]
 pub(crate) struct Source {
     pub(crate) partition: Partition,
-    pub(crate) tenant: Tenant,
+    /// Whose outcomes they are; none where they are audit events.
+    pub(crate) tenant: Option<Tenant>,
 }
 
 /// A range under way: its records are encoded as they come, and are not kept.
@@ -49,11 +46,15 @@ pub(crate) struct OpenRange {
     end: i64,
     record_bytes: usize,
     held_bytes: usize,
-    marks_before: Marks,
-    marks: Marks,
-    duplicates: u64,
     undecodable: Vec<(Record, String)>,
-    days: BTreeMap<NaiveDate, Day>,
+    rows: Rows,
+}
+
+/// The rows of a range, by what its records are.
+#[derive(Debug)]
+enum Rows {
+    Outcomes(OutcomeRows),
+    Audit(AuditRows),
 }
 
 /// A range, ready to be written.
@@ -61,32 +62,33 @@ pub(crate) struct Encoded {
     pub(crate) intent: RangeIntent,
     /// One a file of the intent, in its order.
     pub(crate) files: Vec<PutPayload>,
-    /// The records that are no outcomes, with the reason.
+    /// The records that could not be decoded, with the reason.
     pub(crate) undecodable: Vec<(Record, String)>,
 }
 
 impl OpenRange {
     /// A new range, which may end anywhere.
-    pub(crate) fn new(start: i64, marks: Marks) -> Self {
+    pub(crate) fn new(start: i64, carried: Carried) -> Self {
         Self {
             existing: None,
             start,
             end: start,
             record_bytes: 0,
             held_bytes: 0,
-            marks_before: marks.clone(),
-            marks,
-            duplicates: 0,
             undecodable: Vec::new(),
-            days: BTreeMap::new(),
+            rows: match carried {
+                Carried::Marks(marks) => Rows::Outcomes(OutcomeRows::new(marks)),
+                Carried::Head(head) => Rows::Audit(AuditRows::new(head)),
+            },
         }
     }
 
     /// The range of `intent` once more. The files carry its digest.
     pub(crate) fn again(intent: RangeIntent) -> Self {
+        let again = Self::new(intent.start, intent.carried_before());
         Self {
-            existing: Some(intent.clone()),
-            ..Self::new(intent.start, intent.marks_before)
+            existing: Some(intent),
+            ..again
         }
     }
 
@@ -117,37 +119,13 @@ impl OpenRange {
         for record in records {
             self.end = record.offset + 1;
             self.record_bytes += record.size_bytes();
-            match decode(source, &record)? {
-                Ok(Outcomes(groups)) => self.add_groups(date_of(&record), &groups),
-                Err(reason) => self.undecodable.push((record, reason)),
+            if let Err(reason) = self.rows.add(source, &record)? {
+                self.undecodable.push((record, reason));
             }
         }
         let undecodable = self.undecodable.iter().map(|(record, _)| record.size_bytes());
-        self.held_bytes = undecodable.sum::<usize>() + self.days.values().map(Day::held_bytes).sum::<usize>();
+        self.held_bytes = undecodable.sum::<usize>() + self.rows.held_bytes();
         Ok(())
-    }
-
-    fn add_groups(&mut self, date: NaiveDate, groups: &[Group<'_>]) {
-        for Group { common, rows } in groups.iter().filter(|group| !group.rows.is_empty()) {
-            let marks = self.marks.along(&common.route);
-            let mut fresh = rows
-                .iter()
-                .filter(|row| {
-                    let is_new =
-                        marks.is_new(common.origin_topic_id, row.origin_partition, row.origin_offset);
-                    self.duplicates += u64::from(!is_new);
-                    is_new
-                })
-                .peekable();
-            if fresh.peek().is_none() {
-                continue;
-            }
-            let day = self.days.entry(date).or_insert_with(Day::new);
-            day.columns.begin_group();
-            for row in fresh {
-                day.push(common, row);
-            }
-        }
     }
 
     /// Ends the range where its records end.
@@ -155,51 +133,111 @@ impl OpenRange {
     /// # Errors
     /// [`Error::Contradiction`] where the existing intent is not what the records say.
     pub(crate) fn close(mut self, source: &Source) -> Result<Encoded, Error> {
-        self.days.values_mut().for_each(Day::flush);
-        let topic = &source.partition.topic;
-        let both = |(date, day): (&NaiveDate, &Day)| {
-            [Table::Results, Table::Costs].map(|table| RangeFile {
-                path: layout::data(
-                    table,
-                    &source.tenant,
-                    *date,
-                    topic.id,
-                    source.partition.index,
-                    self.start,
-                ),
+        let (topic, partition) = (&source.partition.topic, source.partition.index);
+        let tenant = source.tenant.as_ref();
+        let files = self
+            .rows
+            .files()
+            .into_iter()
+            .map(|(table, date, rows)| RangeFile {
+                path: layout::data(table, tenant, date, topic.id, partition, self.start),
                 table,
-                date: *date,
-                rows: day.rows,
-            })
-        };
-        let intent = RangeIntent {
+                date,
+                rows,
+            });
+        let mut intent = RangeIntent {
             version: RangeIntent::current_version(),
             topic: topic.name.clone(),
             topic_id: topic.id,
-            partition: source.partition.index,
-            tenant: source.tenant.clone(),
+            partition,
+            tenant: tenant.cloned(),
             start: self.start,
             end: self.end,
-            files: self.days.iter().flat_map(both).collect(),
-            duplicates: self.duplicates,
+            files: files.collect(),
+            duplicates: 0,
             undecodable: self.undecodable.len() as u64,
-            marks_before: self.marks_before,
-            marks_after: self.marks,
+            marks_before: Marks::default(),
+            marks_after: Marks::default(),
+            heads: None,
         };
+        match &self.rows {
+            Rows::Outcomes(rows) => {
+                intent.duplicates = rows.duplicates;
+                intent.marks_before = rows.marks_before.clone();
+                intent.marks_after = rows.marks.clone();
+            }
+            Rows::Audit(rows) => intent.heads = Some(rows.heads()),
+        }
         if let Some(existing) = self.existing.filter(|existing| *existing != intent) {
             return Err(contradiction(&existing, &intent));
         }
-        let digest = intent.digest();
-        let mut files = Vec::with_capacity(intent.files.len());
-        for (date, day) in self.days {
-            files.extend(day.close(&footer(&intent, &digest, date)));
-        }
+        let footer = Footer::of(&intent);
+        let files = match self.rows {
+            Rows::Outcomes(rows) => rows.close(&footer),
+            Rows::Audit(rows) => rows.close(&footer),
+        };
         Ok(Encoded {
             intent,
             files,
             undecodable: self.undecodable,
         })
     }
+}
+
+impl Rows {
+    /// Adds what is in `record`, or says why it has nothing.
+    fn add(&mut self, source: &Source, record: &Record) -> Result<Result<(), String>, Error> {
+        let value = record.value.as_deref().unwrap_or_default();
+        let added = match self {
+            Self::Outcomes(rows) => match Outcomes::decode(value) {
+                Ok(outcomes) => match foreign(source, &outcomes) {
+                    Some(reason) => return Ok(Err(reason)),
+                    None => {
+                        rows.add(date_of(record), &outcomes);
+                        Ok(())
+                    }
+                },
+                Err(error) => Err(error),
+            },
+            Self::Audit(rows) => AuditEvents::decode(value)
+                .map(|AuditEvents(events)| rows.add(date_of(record), record.offset, &events)),
+        };
+        match added {
+            Ok(()) => Ok(Ok(())),
+            Err(error @ DecodeError::UnknownVersion { .. }) => Err(Error::Invalid {
+                what: format!("{} at offset {}: {error}", source.partition, record.offset),
+            }),
+            Err(error) => Ok(Err(match std::error::Error::source(&error) {
+                Some(source) => format!("{error}: {source}"),
+                None => error.to_string(),
+            })),
+        }
+    }
+
+    fn held_bytes(&self) -> usize {
+        match self {
+            Self::Outcomes(rows) => rows.held_bytes(),
+            Self::Audit(rows) => rows.held_bytes(),
+        }
+    }
+
+    fn files(&mut self) -> Vec<(Table, NaiveDate, u64)> {
+        match self {
+            Self::Outcomes(rows) => rows.files(),
+            Self::Audit(rows) => rows.files(),
+        }
+    }
+}
+
+/// Why `outcomes` are not those of the source's tenant.
+fn foreign(source: &Source, outcomes: &Outcomes<'_>) -> Option<String> {
+    let tenant = source.tenant.as_ref()?;
+    let mut groups = outcomes.0.iter();
+    let foreign = groups.find(|group| group.common.tenant != *tenant)?;
+    Some(format!(
+        "an outcome is of tenant `{}`, on a topic of `{tenant}`",
+        foreign.common.tenant
+    ))
 }
 
 fn contradiction(existing: &RangeIntent, intent: &RangeIntent) -> Error {
@@ -218,30 +256,6 @@ fn contradiction(existing: &RangeIntent, intent: &RangeIntent) -> Error {
     }
 }
 
-/// The outcomes in `record`, or why it has none.
-fn decode<'a>(source: &Source, record: &'a Record) -> Result<Result<Outcomes<'a>, String>, Error> {
-    match Outcomes::decode(record.value.as_deref().unwrap_or_default()) {
-        Ok(outcomes) => match outcomes
-            .0
-            .iter()
-            .find(|group| group.common.tenant != source.tenant)
-        {
-            None => Ok(Ok(outcomes)),
-            Some(foreign) => Ok(Err(format!(
-                "an outcome is of tenant `{}`, on a topic of `{}`",
-                foreign.common.tenant, source.tenant
-            ))),
-        },
-        Err(error @ DecodeError::UnknownVersion { .. }) => Err(Error::Invalid {
-            what: format!("{} at offset {}: {error}", source.partition, record.offset),
-        }),
-        Err(error) => Ok(Err(match std::error::Error::source(&error) {
-            Some(source) => format!("{error}: {source}"),
-            None => error.to_string(),
-        })),
-    }
-}
-
 /// The UTC date of a record, from the log and not from any clock.
 fn date_of(record: &Record) -> NaiveDate {
     DateTime::from_timestamp_millis(record.timestamp_ms)
@@ -249,65 +263,10 @@ fn date_of(record: &Record) -> NaiveDate {
         .date_naive()
 }
 
-/// The files of one day of a range, under way.
-#[derive(Debug)]
-struct Day {
-    results: ArrowWriter<File>,
-    costs: ArrowWriter<File>,
-    columns: Columns,
-    rows: u64,
-}
-
-impl Day {
-    fn new() -> Self {
-        let writer = |schema, properties| {
-            ArrowWriter::try_new(File::default(), schema, Some(properties))
-                .expect("the schema is one that Parquet can hold")
-        };
-        Self {
-            results: writer(tables::results(), results_properties()),
-            costs: writer(tables::costs(), costs_properties()),
-            columns: Columns::default(),
-            rows: 0,
-        }
-    }
-
-    fn held_bytes(&self) -> usize {
-        let writers =
-            [&self.results, &self.costs].map(|writer| writer.memory_size() + writer.bytes_written());
-        writers.iter().sum::<usize>() + self.columns.held_bytes()
-    }
-
-    fn push(&mut self, common: &Common, row: &Row<'_>) {
-        self.columns.push(common, row);
-        if self.columns.rows() == ROWS_AT_A_TIME {
-            self.flush();
-        }
-    }
-
-    fn flush(&mut self) {
-        self.rows += self.columns.rows() as u64;
-        let Batches { results, costs } = self.columns.finish();
-        for (writer, batch) in [(&mut self.results, results), (&mut self.costs, costs)] {
-            writer.write(&batch).expect("memory takes what is written");
-        }
-    }
-
-    fn close(self, footer: &[KeyValue]) -> [PutPayload; 2] {
-        [self.results, self.costs].map(|mut writer| {
-            for entry in footer {
-                writer.append_key_value_metadata(entry.clone());
-            }
-            let file = writer.into_inner().expect("memory takes what is written");
-            file.0.freeze()
-        })
-    }
-}
-
 /// A file in memory, in blocks: one that grew in one piece would be copied each time, into memory that is touched for the
 /// first time.
 #[derive(Debug)]
-struct File(PutPayloadMut);
+pub(crate) struct File(PutPayloadMut);
 
 impl Default for File {
     fn default() -> Self {
@@ -326,28 +285,53 @@ impl io::Write for File {
     }
 }
 
-fn footer(intent: &RangeIntent, digest: &str, date: NaiveDate) -> Vec<KeyValue> {
-    let rows = intent
-        .files
-        .iter()
-        .find(|file| file.date == date)
-        .map_or(0, |file| file.rows);
-    [
-        ("topic", intent.topic.to_string()),
-        ("topic_id", intent.topic_id.to_string()),
-        ("partition", intent.partition.to_string()),
-        ("start", intent.start.to_string()),
-        ("end", intent.end.to_string()),
-        ("rows", rows.to_string()),
-        ("tenant", intent.tenant.to_string()),
-        ("date", date.to_string()),
-        ("intent_digest", digest.to_owned()),
-    ]
-    .map(|(key, value)| KeyValue::new(format!("tributary.{key}"), value))
-    .to_vec()
+/// A writer of a file in memory.
+pub(crate) fn writer(schema: SchemaRef, properties: WriterProperties) -> ArrowWriter<File> {
+    ArrowWriter::try_new(File::default(), schema, Some(properties))
+        .expect("the schema is one that Parquet can hold")
 }
 
-fn properties() -> parquet::file::properties::WriterPropertiesBuilder {
+/// What the files of a range say of it at their ends.
+pub(crate) struct Footer<'a> {
+    intent: &'a RangeIntent,
+    digest: String,
+}
+
+impl<'a> Footer<'a> {
+    fn of(intent: &'a RangeIntent) -> Self {
+        Self {
+            intent,
+            digest: intent.digest(),
+        }
+    }
+
+    /// Ends a file of `rows` rows on `date`.
+    pub(crate) fn close(&self, mut writer: ArrowWriter<File>, date: NaiveDate, rows: u64) -> PutPayload {
+        let intent = self.intent;
+        let tenant = intent.tenant.as_ref().map(Tenant::to_string);
+        let entries = [
+            ("topic", Some(intent.topic.to_string())),
+            ("topic_id", Some(intent.topic_id.to_string())),
+            ("partition", Some(intent.partition.to_string())),
+            ("start", Some(intent.start.to_string())),
+            ("end", Some(intent.end.to_string())),
+            ("rows", Some(rows.to_string())),
+            ("tenant", tenant),
+            ("date", Some(date.to_string())),
+            ("intent_digest", Some(self.digest.clone())),
+        ];
+        for (key, value) in entries {
+            if value.is_some() {
+                writer.append_key_value_metadata(KeyValue::new(format!("tributary.{key}"), value));
+            }
+        }
+        let file = writer.into_inner().expect("memory takes what is written");
+        file.0.freeze()
+    }
+}
+
+/// What all files have in common.
+pub(crate) fn properties() -> parquet::file::properties::WriterPropertiesBuilder {
     let zstd = ZstdLevel::try_new(1).expect("zstd has a level 1");
     WriterProperties::builder()
         .set_created_by("tributary".to_owned())
@@ -355,38 +339,6 @@ fn properties() -> parquet::file::properties::WriterPropertiesBuilder {
         .set_max_row_group_row_count(Some(ROW_GROUP_ROWS_MAX))
         .set_column_dictionary_enabled(ColumnPath::from("origin_offset"), false)
         .set_column_encoding(ColumnPath::from("origin_offset"), Encoding::DELTA_BINARY_PACKED)
-}
-
-fn results_properties() -> WriterProperties {
-    let embedding = ColumnPath::from(vec![
-        "embedding".to_owned(),
-        "list".to_owned(),
-        "element".to_owned(),
-    ]);
-    properties()
-        .set_column_dictionary_enabled(embedding.clone(), false)
-        .set_column_encoding(embedding.clone(), Encoding::BYTE_STREAM_SPLIT)
-        .set_column_statistics_enabled(embedding, EnabledStatistics::None)
-        .set_column_dictionary_enabled(ColumnPath::from("job_id"), false)
-        .set_column_bloom_filter_enabled(ColumnPath::from("job_id"), true)
-        .set_column_dictionary_enabled(ColumnPath::from("device_time_ns"), false)
-        .set_column_dictionary_enabled(ColumnPath::from("queue_time_ns"), false)
-        .build()
-}
-
-fn costs_properties() -> WriterProperties {
-    let mut properties = properties()
-        .set_column_dictionary_enabled(ColumnPath::from("x_job_id"), false)
-        .set_column_bloom_filter_enabled(ColumnPath::from("x_job_id"), true);
-    for column in [
-        "BilledCost",
-        "EffectiveCost",
-        "PricingQuantity",
-        "x_device_time_ns",
-    ] {
-        properties = properties.set_column_dictionary_enabled(ColumnPath::from(column), false);
-    }
-    properties.build()
 }
 
 #[cfg(test)]
@@ -408,7 +360,7 @@ mod tests {
                 topic: topic.into(),
                 index: 0,
             },
-            tenant: acme(),
+            tenant: Some(acme()),
         }
     }
 
@@ -437,7 +389,7 @@ mod tests {
     }
 
     fn encoded(records: Vec<Record>, sizes: &[usize]) -> Encoded {
-        let mut range = OpenRange::new(0, Marks::default());
+        let mut range = OpenRange::new(0, Carried::Marks(Marks::default()));
         let mut rest = records.into_iter();
         for size in sizes.iter().cycle() {
             let some: Vec<_> = rest.by_ref().take(*size).collect();
@@ -465,7 +417,7 @@ mod tests {
 
     #[test]
     fn an_open_range_counts_the_memory_of_what_it_encoded() {
-        let mut range = OpenRange::new(0, Marks::default());
+        let mut range = OpenRange::new(0, Carried::Marks(Marks::default()));
         range.add(&source(), records()[..1].to_vec()).unwrap();
         let few = range.held_bytes();
         assert!((1..10_000).contains(&few), "no writer has begun a page: {few}");

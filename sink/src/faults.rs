@@ -19,19 +19,24 @@ use object_store::{
     memory::InMemory, path::Path,
 };
 use schemas::{
-    Common, DeviceShare, Digest, Engine, JobId, Outcome, Outcomes, Record as _, Route, Row, Run, Task,
-    Tenant, TopicId, TopicName, TopicNames, Verdict,
+    Actor, AuditEvent, AuditEvents, Common, DeviceShare, Digest, Engine, JobId, ModelName, Operation,
+    Origins, Outcome, Outcomes, Record as _, Route, Row, Run, Task, Tenant, TopicId, TopicName, TopicNames,
+    Verdict,
 };
 use tokio_util::sync::CancellationToken;
 use topics::{Append, Topics, local::LocalTopics};
 
 use crate::{
     Config, Created, Depth, Error, Service, Store, layout,
-    verify::{Report, verify_store},
+    verify::{Report, verify_audit_of, verify_store},
 };
 
 const PARTITIONS: u32 = 2;
 const OUTCOMES: i64 = 24;
+pub(crate) const AUDIT_RECORDS: usize = 10;
+pub(crate) const EVENTS_A_RECORD: usize = 3;
+
+const MIDNIGHT_MS: i64 = 1_790_035_200_000;
 
 /// What goes wrong with a store.
 #[derive(Debug, Clone, Copy)]
@@ -217,13 +222,17 @@ pub(crate) fn outcome(offset: i64) -> Outcome<'static> {
 
 /// Outcomes on two partitions and two days, the first three of each partition twice, as a processor leaves them that ran
 /// them again without transactions. A record has two of them the second time, so one record is repeated by half.
-async fn topics() -> Arc<LocalTopics> {
+pub(crate) async fn topics() -> Arc<LocalTopics> {
     const DAY_MS: i64 = 86_400_000;
     let topics = LocalTopics::in_memory();
     let topic = names().outcomes(&acme());
     let spec = topics::TopicSpec::new;
     topics
-        .ensure(&[spec(topic.clone(), PARTITIONS), spec(names().dead_letters(), 1)])
+        .ensure(&[
+            spec(topic.clone(), PARTITIONS),
+            spec(names().audit(), 1),
+            spec(names().dead_letters(), 1),
+        ])
         .await
         .unwrap();
     let append = |partition: u32, number: usize, outcomes: &[Outcome<'_>]| Append {
@@ -247,14 +256,63 @@ async fn topics() -> Arc<LocalTopics> {
                 .map(|(number, record)| append(partition, number, record)),
         );
     }
+    appends.extend((0..AUDIT_RECORDS).map(|number| Append {
+        topic: names().audit(),
+        partition: Some(0),
+        // Midnight is in the middle, and the clocks of those who append are not quite the same.
+        timestamp_ms: MIDNIGHT_MS + [-9_000, -7_000, 1_000, -2_000, 5_000][number % 5],
+        key: None,
+        value: Some(events(number).encode().into()),
+        headers: Vec::new(),
+    }));
     for appended in topics.appender().await.unwrap().append(appends).await {
         appended.unwrap();
     }
     Arc::new(topics)
 }
 
+fn events(number: usize) -> AuditEvents {
+    let origins = Origins {
+        topic: TopicName::new("jobs").unwrap(),
+        topic_id: TopicId::from_bytes([1; 16]),
+        partition: 0,
+        first_offset: 0,
+        last_offset: number as i64,
+    };
+    let decided = AuditEvent {
+        time_ms: number as i64,
+        operation: Operation::DecideJobs,
+        tenant: Some(acme()),
+        actor: Actor::Tenant(acme()),
+        source: "jobs".to_owned(),
+        count: 1,
+        refused: None,
+        detail: None,
+        policy: Some("submitters".to_owned()),
+        model: Some(ModelName::new("minilm").unwrap()),
+        origins: Some(origins),
+    };
+    let refused = AuditEvent {
+        refused: Some("tenant_mismatch".to_owned()),
+        detail: Some("it names another".to_owned()),
+        model: None,
+        ..decided.clone()
+    };
+    let taken = AuditEvent {
+        operation: Operation::TakeKeys,
+        tenant: None,
+        actor: Actor::Service("ingest-0".to_owned()),
+        source: "keys.json".to_owned(),
+        policy: None,
+        model: None,
+        origins: None,
+        ..decided.clone()
+    };
+    AuditEvents(vec![decided, refused, taken])
+}
+
 /// Runs a sink until it has nothing left to do, or fails. Its files are small, so that a partition takes several ranges.
-async fn run_sink(topics: &Arc<LocalTopics>, store: Store) -> Result<(), Error> {
+pub(crate) async fn run_sink(topics: &Arc<LocalTopics>, store: Store) -> Result<(), Error> {
     run_sink_of("sink", 2_000, topics, store).await
 }
 
@@ -289,8 +347,13 @@ async fn run_sink_of(
     }
 }
 
+/// What the lake holds, whose audit is whole.
 async fn report(store: &Arc<InMemory>) -> Report {
     let store = Store::over(Arc::clone(store) as _, "the lake");
+    let audit = verify_audit_of(&store, &[]).await.unwrap();
+    assert!(audit.is_sound(), "{audit}");
+    let events = audit.counts().values().sum::<u64>();
+    assert_eq!(events, (AUDIT_RECORDS * EVENTS_A_RECORD) as u64);
     verify_store(&store, Depth::Rows).await.unwrap()
 }
 

@@ -26,18 +26,19 @@ pub(crate) fn start_of(path: &Path) -> Option<i64> {
     path.filename()?.strip_suffix(".json")?.parse().ok()
 }
 
-/// A data file: the rows of `table` on `date` of the range that begins at `start`. A topic's id may begin with `_`, and
+/// A data file: the rows of `table` on `date` of the range that begins at `start`, of one tenant or of none in particular. A topic's id may begin with `_`, and
 /// Spark, Hive, Trino and pyarrow take a file of such a name for none of the table's: hence the word before it.
 pub(crate) fn data(
     table: Table,
-    tenant: &Tenant,
+    tenant: Option<&Tenant>,
     date: NaiveDate,
     topic: TopicId,
     partition: i32,
     start: i64,
 ) -> String {
+    let of_tenant = tenant.map_or(String::new(), |tenant| format!("tenant={tenant}/"));
     format!(
-        "{}/tenant={tenant}/date={date}/range-{topic}-{partition}-{start:020}.parquet",
+        "{}/{of_tenant}date={date}/range-{topic}-{partition}-{start:020}.parquet",
         table.name()
     )
 }
@@ -65,7 +66,7 @@ mod tests {
         let date = NaiveDate::from_ymd_opt(2026, 11, 24).unwrap();
         let path = data(
             Table::Results,
-            &Tenant::new("acme").unwrap(),
+            Some(&Tenant::new("acme").unwrap()),
             date,
             TopicId::from_bytes([0xff; 16]),
             1,

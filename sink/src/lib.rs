@@ -1,7 +1,9 @@
-//! Makes outcomes durable and readable: plain Parquet in an object store, each row once.
+//! Makes outcomes and audit events durable and readable: plain Parquet in an object store, each row once.
 //!
 //! ```text
-//! outcomes.<tenant> ─▶ a partition's records ─▶ range intent ─▶ results/…, costs/… ─▶ commit
+//! outcomes.<tenant> ─┐                                          ┌─▶ results/…, costs/… ─┐
+//!                    ├─▶ a partition's records ─▶ range intent ─┤                       ├─▶ commit
+//! audit ─────────────┘                                          └─▶ audit/… ────────────┘
 //! ```
 //!
 //! # The protocol
@@ -18,6 +20,10 @@
 //! A row whose origin is at or below the **mark** of its origin partition and route is a repetition and is dropped. The
 //! marks before and after a range stand in its intent, so that whoever redoes it drops the same rows.
 //!
+//! Audit events go the same way, and differ in what one range hands to the next: not marks but the hash of its last row,
+//! from which the rows of the next go on ([`verify_audit`] follows them). They have no marks, because they are appended in
+//! the transaction of what they record, or once.
+//!
 //! "Already exists" is never taken for success: some stores say so of a conflict that left nothing. What is there is read
 //! back and compared ([`Store::create`]). All rests on create-if-absent being atomic, so the sink proves that of its store
 //! before it begins ([`Store::prove_create_is_atomic`]), or refuses to run.
@@ -28,6 +34,7 @@
 //!
 //! This crate knows neither Kafka nor models.
 
+mod audit;
 mod chain;
 mod columns;
 mod encode;
@@ -36,6 +43,7 @@ mod error;
 mod faults;
 mod layout;
 pub mod metric_names;
+mod outcomes;
 mod partition;
 mod range;
 mod recorded;
@@ -48,9 +56,9 @@ mod verify;
 pub use error::Error;
 /// What a [`Store`] is opened over.
 pub use object_store;
-pub use range::{Marks, RangeFile, RangeIntent, Table};
+pub use range::{Heads, Marks, RangeFile, RangeIntent, Table};
 pub use recorded::{RecordedJob, recorded};
 pub use service::{Config, Service};
 pub use store::{Created, Options, Store};
 pub use summary::{Summary, summary};
-pub use verify::{Depth, Report, verify, verify_store};
+pub use verify::{AuditReport, Depth, Report, verify, verify_audit, verify_audit_of, verify_store};

@@ -2,9 +2,11 @@
 
 /// Rows made durable, by `tenant`. Each outcome is one, though it is a row in both tables.
 pub const ROWS: &str = "tributary_sink_rows_total";
+/// Rows of the audit made durable.
+pub const AUDIT_ROWS: &str = "tributary_sink_audit_rows_total";
 /// Repeated outcomes dropped.
 pub const DUPLICATES: &str = "tributary_sink_duplicates_total";
-/// Records of outcomes that could not be decoded.
+/// Records that could not be decoded.
 pub const DEAD_LETTERS: &str = "tributary_sink_dead_letters_total";
 /// Ranges sealed.
 pub const RANGES: &str = "tributary_sink_ranges_total";

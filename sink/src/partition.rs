@@ -1,4 +1,4 @@
-//! One partition of outcomes: which range is open, what waits to be part of it, and when it is whole. Decides, and does
+//! One partition: which range is open, what waits to be part of it, and when it is whole. Decides, and does
 //! nothing itself.
 
 use std::{collections::VecDeque, time::Duration};
@@ -9,7 +9,7 @@ use topics::{Assignment, Chunk, Record};
 use crate::{
     chain::Position,
     encode::{OpenRange, Source},
-    range::{Marks, RangeIntent},
+    range::{Carried, RangeIntent},
 };
 
 /// A range is encoded in about so many steps: few enough that each is worth its while, and many enough that little waits
@@ -51,7 +51,7 @@ enum Phase {
 pub(crate) struct Place {
     redo: VecDeque<RangeIntent>,
     start: i64,
-    marks: Marks,
+    carried: Carried,
 }
 
 /// What is to be done with a range.
@@ -80,8 +80,8 @@ pub(crate) struct Limits {
 }
 
 impl From<Position> for Place {
-    fn from(Position { redo, start, marks }: Position) -> Self {
-        Self { redo, start, marks }
+    fn from(Position { redo, start, carried }: Position) -> Self {
+        Self { redo, start, carried }
     }
 }
 
@@ -90,7 +90,7 @@ impl Place {
     fn open(mut self) -> Phase {
         let range = match self.redo.pop_front() {
             Some(intent) => OpenRange::again(intent),
-            None => OpenRange::new(self.start, self.marks.clone()),
+            None => OpenRange::new(self.start, self.carried.clone()),
         };
         Phase::Open { range, rest: self }
     }
@@ -180,11 +180,11 @@ impl PartitionState {
     }
 
     /// Begins the next range: the one of `intent` is written.
-    pub(crate) fn sealed(&mut self, intent: RangeIntent) {
+    pub(crate) fn sealed(&mut self, intent: &RangeIntent) {
         if let Phase::Sealing { redoing, mut rest } = std::mem::replace(&mut self.phase, Phase::Locating) {
             // The place behind ranges that are redone is known from the last of their intents.
             if !redoing {
-                (rest.start, rest.marks) = (intent.end, intent.marks_after);
+                (rest.start, rest.carried) = (intent.end, intent.carried_after());
             }
             self.phase = rest.open();
         }
@@ -271,6 +271,7 @@ mod tests {
     use topics::{Partition, TopicRef};
 
     use super::*;
+    use crate::range::Marks;
 
     const LIMITS: Limits = Limits {
         flush_interval: Duration::from_secs(60),
@@ -287,7 +288,7 @@ mod tests {
                 topic: topic.into(),
                 index: 0,
             },
-            tenant: Tenant::new("acme").unwrap(),
+            tenant: Some(Tenant::new("acme").unwrap()),
         }
     }
 
@@ -317,7 +318,7 @@ mod tests {
             topic: TopicName::new("outcomes.acme").unwrap(),
             topic_id: TopicId::from_bytes([1; 16]),
             partition: 0,
-            tenant: Tenant::new("acme").unwrap(),
+            tenant: Some(Tenant::new("acme").unwrap()),
             start,
             end,
             files: Vec::new(),
@@ -325,6 +326,7 @@ mod tests {
             undecodable: 0,
             marks_before: Marks::default(),
             marks_after: Marks::default(),
+            heads: None,
         }
     }
 
@@ -339,7 +341,7 @@ mod tests {
         state.place(Place {
             redo: redo.into(),
             start,
-            marks: Marks::default(),
+            carried: Carried::Marks(Marks::default()),
         });
         state
     }
@@ -414,7 +416,7 @@ mod tests {
         assert_eq!((start, offsets(&step)), (5, Some((5, 7))));
         assert_eq!(state.due_work(LIMITS, now, true), None, "one range at a time");
         state.push(chunk(8..9), now);
-        state.sealed(intent(5, 8));
+        state.sealed(&intent(5, 8));
         let (start, _, step) = seal(&mut state, now);
         assert_eq!((start, offsets(&step)), (8, Some((8, 8))));
     }
@@ -432,7 +434,7 @@ mod tests {
             assert_eq!(state.is_redoing(), redone.len() < 2);
             let (start, again, step) = seal(&mut state, now);
             redone.push((start, again, offsets(&step).unwrap()));
-            state.sealed(intent(start, offsets(&step).unwrap().1 + 1));
+            state.sealed(&intent(start, offsets(&step).unwrap().1 + 1));
         }
         assert_eq!(redone, [(0, true, (3, 3)), (4, true, (4, 5)), (6, false, (6, 8))]);
     }

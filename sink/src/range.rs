@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, btree_map::Entry};
 
 use chrono::NaiveDate;
-use schemas::{Route, Tenant, TopicId, TopicName};
+use schemas::{Digest, Route, Tenant, TopicId, TopicName};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
+use sha2::{Digest as _, Sha256};
 
 /// The version of intents that this build writes, and the only one that it reads.
 const INTENT_VERSION: u32 = 1;
@@ -15,14 +15,15 @@ const INTENT_VERSION: u32 = 1;
 pub struct RangeIntent {
     /// The version of this record.
     pub version: u32,
-    /// The outcomes topic.
+    /// The topic: of outcomes, or of audit events.
     pub topic: TopicName,
     /// Its id.
     pub topic_id: TopicId,
     /// The partition.
     pub partition: i32,
-    /// Whose outcomes the topic holds.
-    pub tenant: Tenant,
+    /// Whose outcomes the topic holds; none where it holds audit events.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<Tenant>,
     /// The range holds the records from this offset on,
     pub start: i64,
     /// and below this one, where the next range begins.
@@ -35,8 +36,29 @@ pub struct RangeIntent {
     pub undecodable: u64,
     /// The highest offset seen of each origin partition and route before this range,
     pub marks_before: Marks,
-    /// and after it.
+    /// and after it. Audit events have none: who appends them does so in transactions, or once.
     pub marks_after: Marks,
+    /// The hashes of the audit's rows before and at the end of this range; none where the topic holds outcomes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heads: Option<Heads>,
+}
+
+/// The chain of a partition's audit where a range begins and where it ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Heads {
+    /// The hash of the last row before the range.
+    pub before: Digest,
+    /// The hash of its last row.
+    pub after: Digest,
+}
+
+/// What one range of a partition hands on to the next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Carried {
+    /// Of outcomes: what was seen.
+    Marks(Marks),
+    /// Of audit events: the hash of the last row.
+    Head(Digest),
 }
 
 /// A data file of a range.
@@ -60,6 +82,8 @@ pub enum Table {
     Results,
     /// What every outcome cost.
     Costs,
+    /// What was done and decided.
+    Audit,
 }
 
 impl Table {
@@ -68,6 +92,7 @@ impl Table {
         match self {
             Self::Results => "results",
             Self::Costs => "costs",
+            Self::Audit => "audit",
         }
     }
 }
@@ -99,6 +124,22 @@ impl RangeIntent {
             .iter()
             .map(|byte| format!("{byte:02x}"))
             .collect()
+    }
+
+    /// What it was handed by the range before,
+    pub(crate) fn carried_before(&self) -> Carried {
+        match self.heads {
+            Some(Heads { before, .. }) => Carried::Head(before),
+            None => Carried::Marks(self.marks_before.clone()),
+        }
+    }
+
+    /// and what it hands on.
+    pub(crate) fn carried_after(&self) -> Carried {
+        match self.heads {
+            Some(Heads { after, .. }) => Carried::Head(after),
+            None => Carried::Marks(self.marks_after.clone()),
+        }
     }
 
     /// The version that new intents have.

@@ -121,7 +121,7 @@ impl Sealer {
     ) -> Result<(), Error> {
         let now_ms = chrono::Utc::now().timestamp_millis();
         let letters = undecodable.iter().map(|(record, reason)| {
-            tracing::error!(%source, offset = record.offset, reason, "record of outcomes cannot be decoded");
+            tracing::error!(%source, offset = record.offset, reason, "record cannot be decoded");
             dead_letter(source, record, reason, self.dead_letters.clone(), now_ms)
         });
         for appended in self.appender.append(letters.collect()).await {
@@ -148,8 +148,13 @@ fn has_footer(found: &Bytes, digest: &str, rows: u64) -> bool {
 }
 
 fn count(intent: &RangeIntent) {
-    let rows: u64 = intent.files.iter().map(|file| file.rows).sum::<u64>() / 2;
-    metrics::counter!(metric_names::ROWS, "tenant" => intent.tenant.to_string()).increment(rows);
+    let rows: u64 = intent.files.iter().map(|file| file.rows).sum();
+    match &intent.tenant {
+        Some(tenant) => {
+            metrics::counter!(metric_names::ROWS, "tenant" => tenant.to_string()).increment(rows / 2)
+        }
+        None => metrics::counter!(metric_names::AUDIT_ROWS).increment(rows),
+    }
     metrics::counter!(metric_names::DUPLICATES).increment(intent.duplicates);
     metrics::counter!(metric_names::DEAD_LETTERS).increment(intent.undecodable);
     metrics::counter!(metric_names::RANGES).increment(1);

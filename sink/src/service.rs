@@ -80,7 +80,10 @@ impl Service {
     /// What a sink reads.
     pub fn subscription(names: &TopicNames) -> Subscription {
         Subscription {
-            patterns: vec![TopicPattern::Under(names.outcomes_prefix())],
+            patterns: vec![
+                TopicPattern::Under(names.outcomes_prefix()),
+                TopicPattern::Exact(names.audit()),
+            ],
         }
     }
 
@@ -204,14 +207,7 @@ impl Run<'_> {
             Event::Assigned(partitions) => {
                 tracing::info!(?partitions, "partitions assigned");
                 for (partition, assignment) in partitions {
-                    let tenant = self.service.names.tenant_of_outcomes(&partition.topic.name);
-                    let tenant = tenant.ok_or_else(|| Error::Invalid {
-                        what: format!("topic `{}` is among the outcomes, and its name ends in no possible tenant: delete it", partition.topic.name),
-                    })?;
-                    let source = Source {
-                        partition: partition.clone(),
-                        tenant,
-                    };
+                    let source = source(&self.service.names, &partition)?;
                     self.partitions
                         .insert(partition, PartitionState::new(source, assignment));
                 }
@@ -243,9 +239,9 @@ impl Run<'_> {
         let (Some(first_offset), assignment) = (state.first_offset(), state.assignment) else {
             return;
         };
-        let store = self.service.store.clone();
+        let (store, source) = (self.service.store.clone(), state.source.clone());
         self.tasks.spawn(async move {
-            let position = chain::find(&store, partition.topic.id, partition.index, first_offset).await?;
+            let position = chain::find(&store, &source, first_offset).await?;
             Ok(Finished {
                 partition,
                 assignment,
@@ -373,7 +369,7 @@ impl Run<'_> {
             What::Encoded(range) => state.encoded(range),
             What::Sealed { intent, .. } => {
                 let end = intent.end;
-                state.sealed(intent);
+                state.sealed(&intent);
                 return Ok(Some((partition, end)));
             }
         }
@@ -410,6 +406,23 @@ impl Run<'_> {
                 .map(PartitionState::held_bytes)
                 .sum::<usize>()
     }
+}
+
+/// What the records of `partition` are.
+fn source(names: &TopicNames, partition: &Partition) -> Result<Source, Error> {
+    let topic = &partition.topic.name;
+    let tenant = names.tenant_of_outcomes(topic);
+    if tenant.is_none() && *topic != names.audit() {
+        return Err(Error::Invalid {
+            what: format!(
+                "topic `{topic}` is among the outcomes, and its name ends in no possible tenant: delete it"
+            ),
+        });
+    }
+    Ok(Source {
+        partition: partition.clone(),
+        tenant,
+    })
 }
 
 async fn wait_until(due: Option<Instant>) {

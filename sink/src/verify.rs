@@ -7,6 +7,7 @@ use std::{
 
 use arrow_array::{Array, RecordBatch, cast::AsArray, types};
 use bytes::Bytes;
+use chrono::NaiveDate;
 use futures::{StreamExt, TryStreamExt, stream};
 use object_store::{ObjectStoreExt, path::Path};
 use parquet::{
@@ -14,11 +15,13 @@ use parquet::{
     errors::ParquetError,
     file::metadata::{ParquetMetaData, ParquetMetaDataReader},
 };
-use schemas::TopicId;
+use schemas::{Digest, Tenant, TopicId};
 
 use crate::{
-    Error, Options, Store, chain, layout,
-    range::{RangeFile, RangeIntent, Table},
+    Error, Options, Store,
+    audit::{self, Counts, RangeRows},
+    chain, layout,
+    range::{Heads, RangeFile, RangeIntent, Table},
 };
 
 /// Objects that are read side by side.
@@ -45,6 +48,9 @@ pub struct Report {
     files: usize,
     /// Outcomes by tenant.
     tenants: BTreeMap<String, u64>,
+    /// Rows of the audit, and what they tell.
+    audit_rows: u64,
+    audited: Counts,
     duplicates_dropped: u64,
     device_time_ns: u128,
     rows_read: bool,
@@ -72,6 +78,41 @@ impl Report {
     pub fn outcomes(&self) -> u64 {
         self.tenants.values().sum()
     }
+
+    /// How many outcomes the lake holds of each tenant.
+    pub fn outcomes_by_tenant(&self) -> &BTreeMap<String, u64> {
+        &self.tenants
+    }
+}
+
+/// What the files of a lake prove of its audit.
+#[derive(Debug, Clone, Default)]
+pub struct AuditReport {
+    report: Report,
+    /// Where each chain ends, and its hash there.
+    heads: BTreeMap<String, Digest>,
+}
+
+impl AuditReport {
+    /// Whether every row is the one that was written.
+    pub fn is_sound(&self) -> bool {
+        self.report.is_sound()
+    }
+
+    /// What is wrong, each with the row or the object that it is about.
+    pub fn offences(&self) -> &[String] {
+        self.report.offences()
+    }
+
+    /// How often something happened: by operation, tenant and, where it was refused, why.
+    pub fn counts(&self) -> &BTreeMap<(String, Option<String>, Option<String>), u64> {
+        &self.report.audited
+    }
+
+    /// The hashes that the chains end with.
+    pub fn heads(&self) -> impl Iterator<Item = Digest> {
+        self.heads.values().copied()
+    }
 }
 
 /// Verifies the lake at `url`.
@@ -87,60 +128,161 @@ pub async fn verify(url: &str, options: &Options, depth: Depth) -> Result<Report
 /// # Errors
 /// Where the lake cannot be read. What is wrong *in* it stands in the report.
 pub async fn verify_store(store: &Store, depth: Depth) -> Result<Report, Error> {
-    let mut report = Report {
-        rows_read: depth == Depth::Rows,
-        ..Report::default()
-    };
-    let mut present: BTreeSet<Path> = BTreeSet::new();
-    for table in [Table::Results, Table::Costs] {
-        present.extend(store.list(&layout::path(table.name())).await?);
+    let tables = [Table::Results, Table::Costs, Table::Audit];
+    let mut walk = Walk::begin(store, depth, &tables).await?;
+    for (partition, starts) in chains(store).await? {
+        let (before, last) = walk.links(partition, &starts).await?;
+        if let Some(last) = last {
+            walk.last(before.as_ref(), last).await?;
+        }
     }
-    let mut rows = Rows::default();
-    for ((topic_id, partition), starts) in chains(store).await? {
-        report.partitions += 1;
+    Ok(walk.end())
+}
+
+/// Verifies the audit in the lake at `url`: that its rows are those that were written, in their order. Each of `noted`
+/// must be the end of one of its ranges.
+///
+/// # Errors
+/// Where the lake cannot be read. What is wrong *in* it stands in the report.
+pub async fn verify_audit(url: &str, options: &Options, noted: &[Digest]) -> Result<AuditReport, Error> {
+    verify_audit_of(&Store::open(url, options)?, noted).await
+}
+
+/// The same in `store`.
+///
+/// # Errors
+/// Where the lake cannot be read. What is wrong *in* it stands in the report.
+pub async fn verify_audit_of(store: &Store, noted: &[Digest]) -> Result<AuditReport, Error> {
+    let mut walk = Walk::begin(store, Depth::Rows, &[Table::Audit]).await?;
+    let mut heads = BTreeMap::new();
+    for (partition, starts) in chains(store).await? {
+        let first = chain::intent(store, partition.0, partition.1, starts[0]).await;
+        if first.is_ok_and(|first| first.heads.is_none()) {
+            continue;
+        }
+        let (before, last) = walk.links(partition, &starts).await?;
+        if let Some(last) = last {
+            // Where a sink is at it, it is soon whole. Otherwise who looks must know.
+            walk.link(before.as_ref(), &last, true).await?;
+            let name = format!("{}[{}] before offset {}", last.topic, last.partition, last.end);
+            heads.extend(last.heads.map(|heads| (name, heads.after)));
+        }
+    }
+    let missing = noted.iter().filter(|head| !walk.passed.contains(head));
+    let offences = missing.map(|head| {
+        format!("no range ends with {head}, which was noted: what followed, or all, was taken out")
+    });
+    let offences: Vec<String> = offences.collect();
+    let mut report = walk.end();
+    report.offences.extend(offences);
+    Ok(AuditReport { report, heads })
+}
+
+/// A walk along the chains of ranges.
+struct Walk<'a> {
+    store: &'a Store,
+    depth: Depth,
+    /// Data files that no range has named yet.
+    present: BTreeSet<Path>,
+    rows: Rows,
+    /// The hashes that ranges of the audit end with.
+    passed: HashSet<Digest>,
+    report: Report,
+}
+
+impl<'a> Walk<'a> {
+    async fn begin(store: &'a Store, depth: Depth, tables: &[Table]) -> Result<Self, Error> {
+        let mut present = BTreeSet::new();
+        for table in tables {
+            present.extend(store.list(&layout::path(table.name())).await?);
+        }
+        let report = Report {
+            rows_read: depth == Depth::Rows,
+            ..Report::default()
+        };
+        Ok(Self {
+            store,
+            depth,
+            present,
+            rows: Rows::default(),
+            passed: HashSet::new(),
+            report,
+        })
+    }
+
+    /// Walks along the ranges of a partition but for the last one, and answers that and the one before it.
+    async fn links(
+        &mut self,
+        (topic_id, partition): (TopicId, i32),
+        starts: &[i64],
+    ) -> Result<(Option<RangeIntent>, Option<RangeIntent>), Error> {
+        self.report.partitions += 1;
         let read = starts
             .iter()
-            .map(|start| chain::intent(store, topic_id, partition, *start));
+            .map(|start| chain::intent(self.store, topic_id, partition, *start));
         let intents: Vec<Result<RangeIntent, Error>> =
             stream::iter(read).buffered(READS_AT_ONCE).collect().await;
-        let mut before: Option<RangeIntent> = None;
-        let last = intents.len();
-        for (number, intent) in intents.into_iter().enumerate() {
+        let (mut before, mut last): (Option<RangeIntent>, Option<RangeIntent>) = (None, None);
+        for intent in intents {
             let intent = match intent {
                 Ok(intent) => intent,
                 Err(Error::Contradiction { what }) => {
-                    report.offences.push(what);
+                    self.report.offences.push(what);
                     continue;
                 }
                 Err(error) => return Err(error),
             };
-            report.check_link(before.as_ref(), &intent);
-            let missing = intent
-                .files
-                .iter()
-                .filter(|file| !present.contains(&layout::path(&file.path)))
-                .count();
-            if missing > 0 && number + 1 == last {
-                report.unchecked.push(format!(
-                    "the last range of {}[{partition}], from offset {}, is not whole yet: a sink is at it, or will redo it",
-                    intent.topic, intent.start
-                ));
-            } else {
-                report.check_files(store, &intent, depth, &mut rows).await?;
+            if let Some(whole) = last.replace(intent) {
+                self.link(before.as_ref(), &whole, true).await?;
+                before = Some(whole);
             }
-            for file in &intent.files {
-                present.remove(&layout::path(&file.path));
-            }
-            before = Some(intent);
         }
+        Ok((before, last))
     }
-    report.offences.extend(
-        present
+
+    /// The last range of a partition may be under way.
+    async fn last(&mut self, before: Option<&RangeIntent>, intent: RangeIntent) -> Result<(), Error> {
+        let is_whole = intent
+            .files
             .iter()
-            .map(|path| format!("`{path}` is a data file that no range names")),
-    );
-    report.check_batches(rows);
-    Ok(report)
+            .all(|file| self.present.contains(&layout::path(&file.path)));
+        if !is_whole {
+            self.report.unchecked.push(format!(
+                "the last range of {}[{}], from offset {}, is not whole yet: a sink is at it, or will redo it",
+                intent.topic, intent.partition, intent.start
+            ));
+        }
+        self.link(before, &intent, is_whole).await
+    }
+
+    /// Checks a range, and its files where they should be there.
+    async fn link(
+        &mut self,
+        before: Option<&RangeIntent>,
+        intent: &RangeIntent,
+        is_whole: bool,
+    ) -> Result<(), Error> {
+        self.report.check_link(before, intent);
+        self.passed.extend(intent.heads.map(|heads| heads.after));
+        if is_whole {
+            self.report
+                .check_files(self.store, intent, self.depth, &mut self.rows)
+                .await?;
+        }
+        for file in &intent.files {
+            self.present.remove(&layout::path(&file.path));
+        }
+        Ok(())
+    }
+
+    fn end(mut self) -> Report {
+        let unnamed = self.present.iter();
+        self.report
+            .offences
+            .extend(unnamed.map(|path| format!("`{path}` is a data file that no range names")));
+        self.report.check_batches(self.rows);
+        self.report
+    }
 }
 
 /// The starts of every partition's ranges, in order.
@@ -183,11 +325,21 @@ impl Report {
                     before.end
                 ));
             }
-            if before.marks_after != intent.marks_before {
+            if before.carried_after() != intent.carried_before() {
+                let what = match intent.heads {
+                    Some(_) => "another hash",
+                    None => "other marks",
+                };
                 self.offences.push(format!(
-                    "range {name} begins with other marks than the last one ended with"
+                    "range {name} begins with {what} than the last one ended with"
                 ));
             }
+        } else if let Some(heads) = intent.heads
+            && heads.before != audit::beginning(intent.topic_id, intent.partition)
+        {
+            self.offences.push(format!(
+                "range {name} is the first of its partition and does not begin the chain: those before it were taken out"
+            ));
         }
         let rows = |table| -> BTreeMap<_, _> {
             let of_table = intent
@@ -201,7 +353,10 @@ impl Report {
             self.offences
                 .push(format!("range {name} has not as many costs as results"));
         }
-        *self.tenants.entry(intent.tenant.to_string()).or_default() += results.values().sum::<u64>();
+        self.audit_rows += rows(Table::Audit).values().sum::<u64>();
+        if let Some(tenant) = &intent.tenant {
+            *self.tenants.entry(tenant.to_string()).or_default() += results.values().sum::<u64>();
+        }
     }
 
     async fn check_files(
@@ -249,6 +404,10 @@ impl Report {
                 read.insert((file.date, file.table), bytes);
             }
         }
+        if let Some(heads) = intent.heads {
+            self.check_audit(intent, heads, read);
+            return Ok(());
+        }
         let dates: BTreeSet<_> = read.keys().map(|(date, _)| *date).collect();
         for date in dates {
             if let (Some(results), Some(costs)) =
@@ -265,6 +424,30 @@ impl Report {
             }
         }
         Ok(())
+    }
+
+    /// The rows of the audit follow one from the other. Where a file is missing or broken, that was said.
+    fn check_audit(
+        &mut self,
+        intent: &RangeIntent,
+        heads: Heads,
+        mut read: BTreeMap<(NaiveDate, Table), Bytes>,
+    ) {
+        let files = intent.files.iter().filter_map(|file| {
+            let bytes = read.remove(&(file.date, file.table))?;
+            Some((file.path.as_str(), bytes))
+        });
+        let range = RangeRows {
+            name: format!(
+                "{}[{}] from offset {}",
+                intent.topic, intent.partition, intent.start
+            ),
+            heads,
+            files: files.collect(),
+        };
+        if range.files.len() == intent.files.len() {
+            self.offences.extend(audit::check(&range, &mut self.audited));
+        }
     }
 
     /// Results and costs are projections of the same outcomes in the same order, so they join row by row.
@@ -429,22 +612,23 @@ fn disagreements(
     };
     let rows = metadata.file_metadata().num_rows().to_string();
     let expected = [
-        ("topic_id", intent.topic_id.to_string()),
-        ("partition", intent.partition.to_string()),
-        ("start", intent.start.to_string()),
-        ("end", intent.end.to_string()),
-        ("tenant", intent.tenant.to_string()),
-        ("rows", file.rows.to_string()),
-        ("intent_digest", digest.to_owned()),
+        ("topic_id", Some(intent.topic_id.to_string())),
+        ("partition", Some(intent.partition.to_string())),
+        ("start", Some(intent.start.to_string())),
+        ("end", Some(intent.end.to_string())),
+        ("tenant", intent.tenant.as_ref().map(Tenant::to_string)),
+        ("rows", Some(file.rows.to_string())),
+        ("intent_digest", Some(digest.to_owned())),
     ];
     let mut found: Vec<String> = expected
         .into_iter()
-        .filter(|(key, expected)| value(key) != Some(expected))
+        .filter(|(key, expected)| value(key) != expected.as_deref())
         .map(|(key, expected)| {
             format!(
-                "`{}`: its footer says {key} {:?}, its range {expected:?}",
+                "`{}`: its footer says {key} {:?}, its range {:?}",
                 file.path,
-                value(key).unwrap_or("nothing")
+                value(key).unwrap_or("nothing"),
+                expected.as_deref().unwrap_or("nothing"),
             )
         })
         .collect();
@@ -469,6 +653,9 @@ impl fmt::Display for Report {
         )?;
         for (tenant, rows) in &self.tenants {
             writeln!(f, "  {tenant:<20} {rows:>12} outcomes")?;
+        }
+        if self.audit_rows > 0 {
+            writeln!(f, "{} rows of audit", self.audit_rows)?;
         }
         if self.duplicates_dropped > 0 {
             writeln!(
@@ -495,9 +682,41 @@ impl fmt::Display for Report {
                 if self.rows_read { ", no duplicate" } else { "" }
             );
         }
+        self.list_offences(f)
+    }
+}
+
+impl Report {
+    fn list_offences(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for offence in self.offences.iter().take(OFFENCES_SHOWN) {
             writeln!(f, "offence: {offence}")?;
         }
         write!(f, "{} offences", self.offences.len())
+    }
+}
+
+impl fmt::Display for AuditReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let report = &self.report;
+        writeln!(
+            f,
+            "{} partitions, {} ranges, {} files, {} rows of audit",
+            report.partitions, report.ranges, report.files, report.audit_rows
+        )?;
+        let mut totals: BTreeMap<(&str, &str), u64> = BTreeMap::new();
+        for ((operation, _, refused), count) in &report.audited {
+            let result = refused.as_deref().unwrap_or("done");
+            *totals.entry((operation, result)).or_default() += count;
+        }
+        for ((operation, result), count) in totals {
+            writeln!(f, "  {operation:<20} {result:<24} {count:>12}")?;
+        }
+        for (place, head) in &self.heads {
+            writeln!(f, "head of {place}: {head}")?;
+        }
+        if self.is_sound() {
+            return write!(f, "sound: each row follows from the one before it");
+        }
+        report.list_offences(f)
     }
 }
