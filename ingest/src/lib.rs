@@ -3,7 +3,8 @@
 //! ```text
 //! jobs, jobs.<tenant> ─▶ decide ─┬─ admit ───────▶ work.<pool>.<tenant>
 //!                                ├─ reject ──────▶ outcomes.<tenant>
-//!                                └─ no job ──────▶ dead-letters
+//!                                ├─ no job ──────▶ dead-letters
+//!                                └─ what of it ──▶ audit
 //! ```
 //!
 //! The decision ([`decide`]) is a function of the record, the policies, the keys that tokens are checked with
@@ -18,8 +19,10 @@ mod look;
 pub mod metric_names;
 pub mod quota;
 mod service;
+mod tally;
 
 pub use decide::{Decision, InForce, Received, decide};
 pub use door::{Answer, HttpDoor, bearer_of_request};
 pub use look::GroupOf;
 pub use service::{Config, Service};
+pub use tally::{ATTEMPTS_TOLD_MAX, Tally};

@@ -3,7 +3,8 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use schemas::{
-    AdmittedJob, AdmittedJobs, Outcome, Outcomes, Policies, ReasonCode, Tenant, TenantPolicy, TopicName,
+    AdmittedJob, AdmittedJobs, AuditEvents, Outcome, Outcomes, Policies, Tenant, TenantPolicy, TopicName,
+    TopicNames,
 };
 use serde::{Deserialize, Serialize};
 use tokio::{
@@ -23,6 +24,7 @@ use crate::{
     look::{keep_looking, moment},
     metric_names,
     quota::Quotas,
+    tally::Tally,
 };
 
 /// A record may be copied into the dead letters whole, so that topic takes the largest that a broker is set to take.
@@ -51,6 +53,7 @@ pub struct Service {
     policies: watch::Receiver<Arc<Policies>>,
     identity: watch::Receiver<Arc<Identity>>,
     processors: GroupOf,
+    audited: bool,
 }
 
 impl Service {
@@ -70,6 +73,15 @@ impl Service {
             policies,
             identity,
             processors,
+            audited: true,
+        }
+    }
+
+    /// The same, which leaves what it decides out of the audit.
+    pub fn unaudited(self) -> Self {
+        Self {
+            audited: false,
+            ..self
         }
     }
 
@@ -97,6 +109,7 @@ impl Service {
                 message_bytes_max: Some(record_bytes_max),
                 ..TopicSpec::new(names.outcomes(&Tenant::unclaimed()), 1)
             },
+            Self::audit_spec(names),
         ];
         for (tenant, policy) in &policies.tenants {
             let work = policy.priorities();
@@ -108,6 +121,14 @@ impl Service {
             }));
         }
         specs
+    }
+
+    /// The topic of the audit. Its one partition makes it one chain.
+    pub fn audit_spec(names: &TopicNames) -> TopicSpec {
+        TopicSpec {
+            message_bytes_max: u32::try_from(2 * AuditEvents::BYTES_MAX).ok(),
+            ..TopicSpec::new(names.audit(), 1)
+        }
     }
 
     /// The tenants' own topics of jobs.
@@ -163,7 +184,7 @@ impl Service {
                 }
                 () = wait_until(due), if commit_is_due => {
                     commit_began = Instant::now();
-                    commits.start(gathered.take());
+                    commits.start(gathered.take(self.audit_topic(&in_force).as_ref()));
                 }
                 Ok(()) = moments.changed() => {
                     let moment = moments.borrow_and_update().clone();
@@ -178,11 +199,11 @@ impl Service {
                     }
                     Event::Records(chunk) => {
                         let identity = Arc::clone(&self.identity.borrow());
-                        let appends = Self::decide_chunk(&in_force, &identity, &mut quotas, &chunk);
-                        gathered.add(appends, &chunk);
+                        let (appends, tally) = Self::decide_chunk(&in_force, &identity, &mut quotas, &chunk);
+                        gathered.add(appends, tally, &chunk);
                         if gathered.is_full(&self.config) && commits.is_idle() {
                             commit_began = Instant::now();
-                            commits.start(gathered.take());
+                            commits.start(gathered.take(self.audit_topic(&in_force).as_ref()));
                         }
                     }
                 },
@@ -193,10 +214,14 @@ impl Service {
             commits.finished().await?;
         }
         if !gathered.steps.is_empty() {
-            commits.start(gathered.take());
+            commits.start(gathered.take(self.audit_topic(&in_force).as_ref()));
             commits.finished().await?;
         }
         reader.close().await
+    }
+
+    fn audit_topic(&self, policies: &Policies) -> Option<TopicName> {
+        self.audited.then(|| policies.topics.audit())
     }
 
     fn decide_chunk(
@@ -204,7 +229,7 @@ impl Service {
         identity: &Identity,
         quotas: &mut Quotas,
         chunk: &Chunk,
-    ) -> Vec<Append> {
+    ) -> (Vec<Append>, Tally) {
         let now_ms = chrono::Utc::now().timestamp_millis();
         let source = &chunk.partition;
         let mut tally = Tally::default();
@@ -218,7 +243,7 @@ impl Service {
                 quotas,
             };
             let decision = decide(Received { source, record }, in_force, now_ms);
-            tally.add(&decision);
+            tally.add(record.offset, &decision);
             match decision {
                 Decision::Admit(job) => {
                     let policy = &policies.tenants[&job.tenant];
@@ -254,8 +279,8 @@ impl Service {
                 appends.push(append(topic.clone(), partition, &record, now_ms));
             }
         }
-        tally.record();
-        appends
+        tally.measure();
+        (appends, tally)
     }
 }
 
@@ -281,7 +306,7 @@ fn append(topic: TopicName, partition: i32, record: &impl schemas::Record, now_m
 /// What was decided since the last commit.
 #[derive(Default)]
 struct Gathered {
-    steps: BTreeMap<Partition, Step>,
+    steps: BTreeMap<Partition, (Step, Tally)>,
     records: usize,
     bytes: usize,
     /// When the first of it came.
@@ -289,7 +314,7 @@ struct Gathered {
 }
 
 impl Gathered {
-    fn add(&mut self, appends: Vec<Append>, chunk: &Chunk) {
+    fn add(&mut self, appends: Vec<Append>, tally: Tally, chunk: &Chunk) {
         let Some(last) = chunk.records.last() else { return };
         self.since.get_or_insert_with(Instant::now);
         self.records += chunk.records.len();
@@ -298,15 +323,19 @@ impl Gathered {
             .iter()
             .map(topics::Record::size_bytes)
             .sum::<usize>();
-        let step = self.steps.entry(chunk.partition.clone()).or_insert_with(|| Step {
-            source: chunk.partition.clone(),
-            assignment: chunk.assignment,
-            next_offset: 0,
-            appends: Vec::new(),
-            note: None,
+        let (step, tallied) = self.steps.entry(chunk.partition.clone()).or_insert_with(|| {
+            let step = Step {
+                source: chunk.partition.clone(),
+                assignment: chunk.assignment,
+                next_offset: 0,
+                appends: Vec::new(),
+                note: None,
+            };
+            (step, Tally::default())
         });
         step.next_offset = last.offset + 1;
         step.appends.extend(appends);
+        tallied.extend(tally);
     }
 
     fn forget(&mut self, partitions: &[Partition]) {
@@ -314,7 +343,7 @@ impl Gathered {
             self.steps.remove(partition);
         }
         if self.steps.is_empty() {
-            self.take();
+            *self = Self::default();
         }
     }
 
@@ -322,8 +351,19 @@ impl Gathered {
         self.records >= config.commit_records_max || self.bytes >= config.commit_bytes_max
     }
 
-    fn take(&mut self) -> Vec<Step> {
-        std::mem::take(self).steps.into_values().collect()
+    /// It as steps, each with its audit on the topic of that: what is left out of the commit is left out of the audit.
+    fn take(&mut self, audit: Option<&TopicName>) -> Vec<Step> {
+        let now_ms = chrono::Utc::now().timestamp_millis();
+        let gathered = std::mem::take(self).steps.into_values();
+        let step = |(mut step, tally): (Step, Tally)| {
+            if let Some(audit) = audit {
+                let records = AuditEvents::pack(tally.events(&step.source, now_ms));
+                let append = |record| append(audit.clone(), 0, &record, now_ms);
+                step.appends.extend(records.into_iter().map(append));
+            }
+            step
+        };
+        gathered.map(step).collect()
     }
 }
 
@@ -334,50 +374,10 @@ async fn wait_until(due: Option<Instant>) {
     }
 }
 
-/// What a chunk's decisions add to the metrics: looking a metric up for each record would cost as much as deciding on it.
-#[derive(Default)]
-struct Tally {
-    admitted: BTreeMap<Tenant, u64>,
-    rejected: BTreeMap<(Tenant, ReasonCode), u64>,
-    dead_letters: u64,
-}
-
-impl Tally {
-    fn add(&mut self, decision: &Decision) {
-        match decision {
-            Decision::Admit(job) => *self.admitted.entry(job.tenant.clone()).or_default() += 1,
-            Decision::Reject(outcome) => {
-                let reason = outcome.row.verdict.reason().expect("a rejection has its reason");
-                let key = (outcome.common.tenant.clone(), reason.code);
-                *self.rejected.entry(key).or_default() += 1;
-            }
-            Decision::DeadLetter(_) => self.dead_letters += 1,
-        }
-    }
-
-    fn record(self) {
-        let decided = |tenant: &Tenant, decision: &'static str, count| {
-            metrics::counter!(metric_names::DECIDED, "tenant" => tenant.to_string(), "decision" => decision)
-                .increment(count);
-        };
-        for (tenant, count) in self.admitted {
-            decided(&tenant, "admitted", count);
-        }
-        for ((tenant, code), count) in self.rejected {
-            decided(&tenant, "rejected", count);
-            metrics::counter!(metric_names::REJECTED, "tenant" => tenant.to_string(), "reason_code" => code.as_str())
-                .increment(count);
-        }
-        if self.dead_letters > 0 {
-            metrics::counter!(metric_names::DEAD_LETTERS).increment(self.dead_letters);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use rust_decimal::Decimal;
-    use schemas::{ModelName, ModelTerms, Task, TopicId, TopicNames};
+    use schemas::{ModelName, ModelTerms, Record as _, Task, TopicId, TopicNames};
     use topics::{Assignment, Header, Record, TopicRef};
 
     use super::*;
@@ -420,7 +420,7 @@ mod tests {
             assignment: Assignment(0),
             records: vec![record],
         };
-        let appends =
+        let (appends, _) =
             Service::decide_chunk(&policies(), &Identity::nowhere(), &mut Quotas::default(), &chunk);
         let kept: Vec<&str> = appends[0]
             .headers
@@ -463,12 +463,67 @@ mod tests {
             records: records.collect(),
         };
         let began_ms = chrono::Utc::now().timestamp_millis();
-        let appends =
+        let (appends, _) =
             Service::decide_chunk(&policies(), &Identity::nowhere(), &mut Quotas::default(), &chunk);
         let ended_ms = chrono::Utc::now().timestamp_millis();
         assert_eq!(appends.len(), 4, "jobs share a record, and so do rejections");
         for append in appends {
             assert!((began_ms..=ended_ms).contains(&append.timestamp_ms), "{append:?}");
         }
+    }
+
+    #[test]
+    fn what_is_gathered_of_a_partition_is_audited_in_its_step_and_forgotten_with_it() {
+        let partition = |index| Partition {
+            topic: Arc::new(TopicRef {
+                name: TopicName::new("jobs").unwrap(),
+                id: TopicId::from_bytes([7; 16]),
+            }),
+            index,
+        };
+        let gathered = || {
+            let mut gathered = Gathered::default();
+            for (index, offset) in [(0, 10), (1, 20), (0, 11)] {
+                let record = Record {
+                    offset,
+                    timestamp_ms: 0,
+                    stamped_by_log: false,
+                    key: None,
+                    value: Some(r#"{"id":"a","tenant":"acme","model":"minilm","input":"x"}"#.into()),
+                    headers: Vec::new(),
+                };
+                let chunk = Chunk {
+                    partition: partition(index),
+                    assignment: Assignment(0),
+                    records: vec![record],
+                };
+                let (appends, tally) =
+                    Service::decide_chunk(&policies(), &Identity::nowhere(), &mut Quotas::default(), &chunk);
+                gathered.add(appends, tally, &chunk);
+            }
+            gathered
+        };
+        let audit = policies().topics.audit();
+        let audited = |steps: Vec<Step>| -> Vec<(i32, u64)> {
+            let of_step = |step: &Step| -> u64 {
+                let appends = step.appends.iter().filter(|append| append.topic == audit);
+                let events = appends
+                    .flat_map(|append| AuditEvents::decode(append.value.as_deref().unwrap()).unwrap().0);
+                events.map(|event| event.count).sum()
+            };
+            steps
+                .iter()
+                .map(|step| (step.source.index, of_step(step)))
+                .collect()
+        };
+        assert_eq!(audited(gathered().take(Some(&audit))), [(0, 2), (1, 1)]);
+        let mut half = gathered();
+        half.forget(&[partition(0)]);
+        assert_eq!(audited(half.take(Some(&audit))), [(1, 1)]);
+        assert_eq!(
+            audited(gathered().take(None)),
+            [(0, 0), (1, 0)],
+            "where nothing is audited"
+        );
     }
 }

@@ -1,11 +1,11 @@
-//! Every way in which somebody may try to be somebody else, and what comes of it.
+//! Every way in which somebody may try to be somebody else, and what comes of it: a refusal, and an event of the audit.
 //!
 //! Where names are made, and of what:
 //!
 //! | name | made in | of |
 //! |---|---|---|
 //! | `jobs.<tenant>`, `work.<pool>.<tenant>`, `outcomes.<tenant>` and the others | `schemas::TopicNames` | `Tenant`, `Pool`, the configuration |
-//! | `results/tenant=<t>/date=<d>/range-…`, `costs/…`, `_ranges/…` | `layout` in `sink` | `Tenant`, `TopicId`, dates and numbers |
+//! | `results/tenant=<t>/date=<d>/range-…`, `costs/…`, `audit/…`, `_ranges/…` | `layout` in `sink` | `Tenant`, `TopicId`, dates and numbers |
 //! | the partition of work and of outcomes | `schemas::Origin` | where the record stood |
 //!
 //! No other place makes an object's path. `TopicName::new` stands elsewhere only where a name that exists is read back: from
@@ -21,14 +21,14 @@ use std::{
 };
 
 use ingest::{
-    Decision, InForce, Received, decide,
+    Decision, InForce, Received, Tally, decide,
     identity::{Config, Identity, Keys, Required},
     quota::Quotas,
 };
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header as TokenHeader, jwk::Jwk};
 use schemas::{
-    ModelName, ModelTerms, Outcome, Outcomes, Policies, ReasonCode, Record as _, Task, Tenant, TenantPolicy,
-    TopicId, TopicName, TopicNames, Verdict,
+    AuditEvent, AuditEvents, ModelName, ModelTerms, Outcome, Outcomes, Policies, ReasonCode, Record as _,
+    Task, Tenant, TenantPolicy, TopicId, TopicName, TopicNames, Verdict,
 };
 use serde_json::{Value, json};
 use topics::{Header, Partition, Record, TopicRef};
@@ -213,14 +213,38 @@ fn decided(identity: &Identity, topic: &str, record: &Record) -> Decision {
     decide(Received { source, record }, in_force, NOW_MS)
 }
 
+/// What is rejected, which the audit knows too.
 fn rejection(decision: Decision) -> (Outcome<'static>, ReasonCode, String) {
+    let event = audited(&decision);
     let Decision::Reject(outcome) = decision else {
         panic!("not rejected: {decision:?}")
     };
     let Verdict::Rejected(reason) = outcome.row.verdict.clone() else {
         panic!("{outcome:?}")
     };
+    assert_eq!(event.tenant.as_ref(), Some(&outcome.common.tenant));
+    assert_eq!(
+        (event.count, event.refused.as_deref()),
+        (1, Some(reason.code.as_str()))
+    );
     (outcome, reason.code, reason.message.to_string())
+}
+
+/// The one event that the audit has of a decision.
+fn audited(decision: &Decision) -> AuditEvent {
+    let topic = TopicRef {
+        name: TopicName::new("jobs").unwrap(),
+        id: TopicId::from_bytes([7; 16]),
+    };
+    let source = Partition {
+        topic: Arc::new(topic),
+        index: 1,
+    };
+    let mut tally = Tally::default();
+    tally.add(42, decision);
+    let mut events = tally.events(&source, NOW_MS);
+    assert_eq!(events.len(), 1, "{events:?}");
+    events.remove(0)
 }
 
 /// Whose job it is, and where it goes from here.
@@ -249,7 +273,9 @@ fn refuse_all(attempts: Vec<Attempt>) {
     for attempt in attempts {
         let what = attempt.what;
         let record = record(&attempt.job, attempt.headers);
-        let (outcome, code, message) = rejection(decided(attempt.identity, attempt.topic, &record));
+        let decision = decided(attempt.identity, attempt.topic, &record);
+        let event = audited(&decision);
+        let (outcome, code, message) = rejection(decision);
         assert_eq!(
             (outcome.common.tenant.as_str(), code),
             (attempt.owner, attempt.code),
@@ -259,7 +285,13 @@ fn refuse_all(attempts: Vec<Attempt>) {
             outcome.common.tenant.is_unclaimed() || known.tenants.contains_key(&outcome.common.tenant),
             "{what}"
         );
-        let encoded = Outcomes::pack([outcome])[0].encode();
+        assert_eq!(
+            event.detail,
+            Some(message),
+            "{what}: an attempt is told with what was wrong"
+        );
+        let mut encoded = Outcomes::pack([outcome])[0].encode();
+        encoded.extend(AuditEvents(vec![event]).encode());
         for header in record
             .headers
             .iter()
@@ -269,7 +301,10 @@ fn refuse_all(attempts: Vec<Attempt>) {
             let token = value.rsplit(|byte| *byte == b' ').next().unwrap();
             for part in token.split(|byte| *byte == b'.').filter(|part| part.len() > 8) {
                 let repeats = encoded.windows(part.len()).any(|window| window == part);
-                assert!(!repeats, "{what}: its outcome repeats a part of the token");
+                assert!(
+                    !repeats,
+                    "{what}: its outcome or its audit repeats a part of the token"
+                );
             }
         }
     }

@@ -1,0 +1,349 @@
+//! What was decided, counted by class: for the metrics, and for the audit of a commit.
+
+use std::collections::BTreeMap;
+
+use schemas::{Actor, AuditEvent, ModelName, Operation, Origins, ReasonCode, Tenant};
+use topics::Partition;
+
+use crate::{Decision, metric_names};
+
+/// So many attempts to be somebody else are told one by one of a commit and a partition, with what was wrong. Who makes
+/// more of them makes them by the thousand, and the audit must not grow by what somebody refused can send: the rest is
+/// counted in its class.
+pub const ATTEMPTS_TOLD_MAX: usize = 16;
+/// What the audit calls a record that is no job.
+const NO_JOB: &str = "no_job";
+
+/// Decisions on records of one partition, counted by class.
+#[derive(Debug, Default)]
+pub struct Tally {
+    classes: BTreeMap<Class, Stretch>,
+    attempts: Vec<Attempt>,
+}
+
+/// Decisions that are alike.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Class {
+    tenant: Tenant,
+    decided: Decided,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Decided {
+    Admitted(ModelName),
+    Rejected(ReasonCode),
+    DeadLetter,
+}
+
+/// How many there are, and among which records.
+#[derive(Debug, Clone, Copy)]
+struct Stretch {
+    count: u64,
+    first_offset: i64,
+    last_offset: i64,
+}
+
+/// An attempt to be somebody else.
+#[derive(Debug)]
+struct Attempt {
+    class: Class,
+    offset: i64,
+    message: String,
+}
+
+impl Tally {
+    /// Counts the decision on the record at `offset`.
+    pub fn add(&mut self, offset: i64, decision: &Decision) {
+        let class = Class::of(decision);
+        if let Decision::Reject(outcome) = decision
+            && class.decided.is_attempt()
+            && self.attempts.len() < ATTEMPTS_TOLD_MAX
+        {
+            let reason = outcome.row.verdict.reason().expect("a rejection has its reason");
+            self.attempts.push(Attempt {
+                class: class.clone(),
+                offset,
+                message: reason.message.to_string(),
+            });
+        }
+        let one = Stretch {
+            count: 1,
+            first_offset: offset,
+            last_offset: offset,
+        };
+        self.count(class, one);
+    }
+
+    /// Counts what `later` has, of records that come after.
+    pub(crate) fn extend(&mut self, later: Self) {
+        for (class, stretch) in later.classes {
+            self.count(class, stretch);
+        }
+        let room = ATTEMPTS_TOLD_MAX - self.attempts.len();
+        self.attempts.extend(later.attempts.into_iter().take(room));
+    }
+
+    fn count(&mut self, class: Class, more: Stretch) {
+        let same = self.classes.entry(class).or_insert(Stretch { count: 0, ..more });
+        same.count += more.count;
+        same.last_offset = more.last_offset;
+    }
+
+    /// Adds it to the metrics: looking a metric up for each record would cost as much as deciding on it.
+    pub(crate) fn measure(&self) {
+        for (Class { tenant, decided }, Stretch { count, .. }) in &self.classes {
+            let word = match decided {
+                Decided::Admitted(_) => "admitted",
+                Decided::Rejected(code) => {
+                    metrics::counter!(metric_names::REJECTED, "tenant" => tenant.to_string(), "reason_code" => code.as_str())
+                        .increment(*count);
+                    "rejected"
+                }
+                Decided::DeadLetter => {
+                    metrics::counter!(metric_names::DEAD_LETTERS).increment(*count);
+                    continue;
+                }
+            };
+            metrics::counter!(metric_names::DECIDED, "tenant" => tenant.to_string(), "decision" => word)
+                .increment(*count);
+        }
+    }
+
+    /// It as events of `time_ms`, on records of `source`: attempts one by one, and of each class the others. The counts of
+    /// all of them add up to the records.
+    pub fn events(mut self, source: &Partition, time_ms: i64) -> Vec<AuditEvent> {
+        let mut events = Vec::new();
+        for Attempt {
+            class,
+            offset,
+            message,
+        } in std::mem::take(&mut self.attempts)
+        {
+            if let Some(stretch) = self.classes.get_mut(&class) {
+                stretch.count -= 1;
+            }
+            let one = Stretch {
+                count: 1,
+                first_offset: offset,
+                last_offset: offset,
+            };
+            events.push(AuditEvent {
+                detail: Some(message),
+                ..class.event(source, one, time_ms)
+            });
+        }
+        let rest = self.classes.iter().filter(|(_, stretch)| stretch.count > 0);
+        events.extend(rest.map(|(class, stretch)| class.event(source, *stretch, time_ms)));
+        events
+    }
+}
+
+impl Class {
+    fn of(decision: &Decision) -> Self {
+        match decision {
+            Decision::Admit(job) => Self {
+                tenant: job.tenant.clone(),
+                decided: Decided::Admitted(job.model.clone()),
+            },
+            Decision::Reject(outcome) => {
+                let reason = outcome.row.verdict.reason().expect("a rejection has its reason");
+                Self {
+                    tenant: outcome.common.tenant.clone(),
+                    decided: Decided::Rejected(reason.code),
+                }
+            }
+            Decision::DeadLetter(_) => Self {
+                tenant: Tenant::unclaimed(),
+                decided: Decided::DeadLetter,
+            },
+        }
+    }
+
+    fn event(&self, source: &Partition, stretch: Stretch, time_ms: i64) -> AuditEvent {
+        let Stretch {
+            count,
+            first_offset,
+            last_offset,
+        } = stretch;
+        let (model, refused) = match &self.decided {
+            Decided::Admitted(model) => (Some(model.clone()), None),
+            Decided::Rejected(code) => (None, Some(code.as_str())),
+            Decided::DeadLetter => (None, Some(NO_JOB)),
+        };
+        AuditEvent {
+            time_ms,
+            operation: Operation::DecideJobs,
+            tenant: Some(self.tenant.clone()),
+            actor: Actor::Tenant(self.tenant.clone()),
+            source: source.topic.name.to_string(),
+            count,
+            refused: refused.map(str::to_owned),
+            detail: None,
+            policy: None,
+            model,
+            origins: Some(Origins {
+                topic: source.topic.name.clone(),
+                topic_id: source.topic.id,
+                partition: source.index,
+                first_offset,
+                last_offset,
+            }),
+        }
+    }
+}
+
+impl Decided {
+    /// Whether somebody may have tried to be somebody else: then it is told with what was wrong.
+    fn is_attempt(&self) -> bool {
+        let Self::Rejected(code) = self else { return false };
+        matches!(
+            code,
+            ReasonCode::InvalidTenant
+                | ReasonCode::UnknownTenant
+                | ReasonCode::TenantMismatch
+                | ReasonCode::TokenMissing
+                | ReasonCode::TokenInvalid
+                | ReasonCode::TokenExpired
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use proptest::prelude::*;
+    use rust_decimal::Decimal;
+    use schemas::{
+        AuditEvents, ModelTerms, Policies, Record as _, Task, TenantPolicy, TopicId, TopicName, TopicNames,
+    };
+    use topics::{Record, TopicRef};
+
+    use super::*;
+    use crate::{InForce, Received, decide, identity::Identity, quota::Quotas};
+
+    const VALUES: [&str; 5] = [
+        r#"{"id":"a","tenant":"acme","model":"minilm","input":"x"}"#,
+        r#"{"id":"a","tenant":"globex","model":"minilm","input":"x"}"#,
+        r#"{"id":"a","tenant":"acme","model":"minilm","input":""}"#,
+        r#"{"id":"a","tenant":"../acme","model":"minilm","input":"x"}"#,
+        "no job",
+    ];
+    const SPOOFED: usize = 3;
+
+    fn policies() -> Policies {
+        let terms = ModelTerms {
+            task: Task::Embed,
+            price_per_device_second: Decimal::ZERO,
+        };
+        let tenants = ["acme", "globex"].map(|name| (Tenant::new(name).unwrap(), TenantPolicy::default()));
+        Policies {
+            topics: TopicNames::new(&TopicName::new("jobs").unwrap(), "tributary.").unwrap(),
+            tenants: tenants.into(),
+            models: BTreeMap::from([(ModelName::new("minilm").unwrap(), terms)]),
+            pools: BTreeMap::new(),
+            input_bytes_max: 1_000,
+            currency: "USD".to_owned(),
+        }
+    }
+
+    fn source() -> Partition {
+        let topic = TopicRef {
+            name: TopicName::new("jobs").unwrap(),
+            id: TopicId::from_bytes([7; 16]),
+        };
+        Partition {
+            topic: Arc::new(topic),
+            index: 1,
+        }
+    }
+
+    /// The events of records with these values, which came in chunks of `chunk` records.
+    fn events(values: &[usize], chunk: usize) -> Vec<AuditEvent> {
+        let (policies, source) = (policies(), source());
+        let mut whole = Tally::default();
+        let records: Vec<_> = (100..).zip(values).collect();
+        for records in records.chunks(chunk) {
+            let mut tally = Tally::default();
+            for (offset, value) in records {
+                let record = Record {
+                    offset: *offset,
+                    timestamp_ms: 0,
+                    stamped_by_log: false,
+                    key: None,
+                    value: Some(VALUES[**value].into()),
+                    headers: Vec::new(),
+                };
+                let received = Received {
+                    source: &source,
+                    record: &record,
+                };
+                let in_force = InForce {
+                    policies: &policies,
+                    identity: &Identity::nowhere(),
+                    quotas: &Quotas::default(),
+                };
+                tally.add(*offset, &decide(received, in_force, 0));
+            }
+            whole.extend(tally);
+        }
+        whole.events(&source, 1)
+    }
+
+    proptest! {
+        #[test]
+        fn events_count_each_record_once_and_tell_no_more_attempts_than_allowed(
+            values in prop::collection::vec(0..VALUES.len(), 1..100),
+            chunk in 1_usize..30,
+        ) {
+            let events = events(&values, chunk);
+            let mut counted = BTreeMap::new();
+            for event in &events {
+                let class = (event.tenant.as_ref().unwrap().to_string(), event.refused.clone());
+                *counted.entry(class).or_insert(0) += event.count;
+                let origins = event.origins.as_ref().unwrap();
+                prop_assert!(origins.first_offset <= origins.last_offset);
+            }
+            let mut expected = BTreeMap::new();
+            for value in &values {
+                let (tenant, refused) = [
+                    ("acme", None),
+                    ("globex", None),
+                    ("acme", Some("empty_input")),
+                    ("unclaimed", Some("invalid_tenant")),
+                    ("unclaimed", Some("no_job")),
+                ][*value];
+                *expected.entry((tenant.to_owned(), refused.map(str::to_owned))).or_insert(0) += 1;
+            }
+            prop_assert_eq!(counted, expected);
+            let spoofed = values.iter().filter(|value| **value == SPOOFED).count();
+            let told = events.iter().filter(|event| event.detail.is_some()).count();
+            prop_assert_eq!(told, spoofed.min(ATTEMPTS_TOLD_MAX));
+            prop_assert!(events.len() <= ATTEMPTS_TOLD_MAX + VALUES.len());
+        }
+    }
+
+    #[test]
+    fn a_class_covers_its_records_from_the_first_to_the_last() {
+        let events = events(&[4, 0, 1, 0, 4, 0], 2);
+        let covered: Vec<_> = events
+            .iter()
+            .map(|event| {
+                let origins = event.origins.as_ref().unwrap();
+                (event.count, origins.first_offset, origins.last_offset)
+            })
+            .collect();
+        assert_eq!(covered, [(3, 101, 105), (1, 102, 102), (2, 100, 104)]);
+    }
+
+    #[test]
+    fn a_commit_of_three_tenants_is_audited_in_about_a_kilobyte() {
+        let values: Vec<usize> = (0..20_000).map(|number| number % 3).collect();
+        let records = AuditEvents::pack(events(&values, 1_000));
+        let [record] = &records[..] else {
+            panic!("{records:?}")
+        };
+        let bytes = record.encode().len();
+        assert!(bytes < 1_200, "{bytes} bytes for 20,000 jobs");
+    }
+}
