@@ -4,7 +4,7 @@ use std::{io::Write, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
-use schemas::Tenant;
+use schemas::{Digest, Tenant};
 
 use crate::config::Sources;
 
@@ -44,6 +44,9 @@ pub(crate) enum Command {
     ///
     /// Exits with 1 where an offence was found, and names it.
     Verify(VerifyArgs),
+    /// Prove that the audit in the lake is the one that was written
+    #[command(subcommand)]
+    Audit(AuditCommand),
     /// List, show or replay the records that could not be decoded
     #[command(subcommand)]
     DeadLetters(DeadLettersCommand),
@@ -103,6 +106,23 @@ pub(crate) struct VerifyArgs {
     /// Read the rows too, not only the files' footers: duplicates, the join of results and costs, sums of device time
     #[arg(long)]
     pub(crate) data: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum AuditCommand {
+    /// Follow the chain of its rows: none was changed, taken out, put in or moved, and no file is another
+    ///
+    /// Exits with 1 where something was, and names it. Prints the head of each chain: whoever takes off the newest ranges
+    /// whole leaves a shorter chain that is sound. Note the head where nobody who writes to the lake may write, and give it
+    /// the next time with --noted.
+    Verify {
+        /// The lake: a folder or a URL; left out: sink.url
+        #[arg(value_name = "LAKE")]
+        lake: Option<String>,
+        /// A head that was noted, which the chain must still pass through; may be given again
+        #[arg(long, value_name = "HEAD")]
+        noted: Vec<Digest>,
+    },
 }
 
 #[derive(Debug, Subcommand)]

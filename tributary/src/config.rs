@@ -42,6 +42,7 @@ pub(crate) struct Config {
     #[serde(default)]
     pub(crate) tenants: Tenants,
     pub(crate) identity: ingest::identity::Config,
+    pub(crate) audit: AuditSection,
     pub(crate) ingest: ingest::Config,
     pub(crate) processor: ProcessorSection,
     pub(crate) sink: sink::Config,
@@ -168,6 +169,12 @@ pub(crate) struct ProcessorSection {
     pub(crate) lane_bytes_max: usize,
     pub(crate) lanes_bytes_max: usize,
     pub(crate) attempts_path: PathBuf,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct AuditSection {
+    pub(crate) enabled: bool,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -8,16 +8,15 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
-use schemas::TopicName;
-use topics::{
-    Append, Assignment, Committer, DeadLetter, Event, Letter, Partition, Reader, Step, Subscription,
-    TopicPattern, Topics, replay_begins,
-};
+use schemas::{Operation, TopicName};
+use topics::{Append, DeadLetter, Event, Letter, Topics, replay_begins};
 
 use crate::{
+    audit,
     cli::{DeadLettersCommand, print},
     config::{Config, Delivery},
     pipeline::open_topics,
+    sole::{LIMIT, Sole, assigned, subscription},
 };
 
 /// Who replays is the one member of this group. On Kafka its instance has this name too, so that of two replays at once
@@ -25,9 +24,10 @@ use crate::{
 pub(crate) const GROUP: &str = "tributary-dead-letters";
 /// On Kafka the markers of transactions count as records that never come: then the end is where nothing comes for this long.
 const SILENCE: Duration = Duration::from_secs(3);
-/// How long it may take until the topic is handed over; a member that was killed keeps it for a while, and a transaction
-/// that was left open hides what comes after it for a while.
-const LIMIT: Duration = Duration::from_secs(90);
+/// What the user types to replay.
+const REPLAY: &str = "tributary dead-letters replay";
+/// The audit tells of so many letters which they were.
+const LETTERS_TOLD_MAX: usize = 100;
 /// A value is shown up to this many characters.
 const SHOWN_CHARS_MAX: usize = 2_000;
 
@@ -49,12 +49,32 @@ pub(crate) async fn run(config: &Config, command: &DeadLettersCommand) -> anyhow
                 false => offsets.clone(),
             };
             let is_of_jobs = |letter: &DeadLetter| names.door(&letter.topic).is_some();
-            let count = replay(&topics, &names.dead_letters(), chosen, is_of_jobs).await?;
+            let audited = |offsets: &[i64]| {
+                let detail = told(offsets, &names.dead_letters());
+                audit::of_command(&config, Operation::ReplayDeadLetters, offsets.len(), detail)
+            };
+            topics.ensure(&[ingest::Service::audit_spec(&names)]).await?;
+            let count = replay(&topics, &names.dead_letters(), chosen, is_of_jobs, audited).await?;
             print(&format!(
                 "{count} put back to where they came from: each is a new job, or a new dead letter"
             ))
         }
     }
+}
+
+/// Which letters were put back, in words: the first of them, if they are many.
+fn told(offsets: &[i64], topic: &TopicName) -> String {
+    let some: Vec<String> = offsets
+        .iter()
+        .take(LETTERS_TOLD_MAX)
+        .map(i64::to_string)
+        .collect();
+    let more = if offsets.len() > some.len() {
+        " and others"
+    } else {
+        ""
+    };
+    format!("put back from `{topic}`, offsets: {}{more}", some.join(", "))
 }
 
 /// What stands on the topic of dead letters.
@@ -104,7 +124,7 @@ impl Letters {
     ) -> anyhow::Result<Vec<Append>> {
         let now_ms = chrono::Utc::now().timestamp_millis();
         let mut appends = Vec::new();
-        for offset in offsets.iter().collect::<BTreeSet<_>>() {
+        for offset in offsets {
             let letter = self.get(*offset)?;
             ensure!(
                 !self.replayed.contains(offset),
@@ -118,12 +138,6 @@ impl Letters {
             appends.extend(letter.replay(topic.clone(), now_ms));
         }
         Ok(appends)
-    }
-}
-
-fn subscription(topic: &TopicName) -> Subscription {
-    Subscription {
-        patterns: vec![TopicPattern::Exact(topic.clone())],
     }
 }
 
@@ -151,23 +165,23 @@ async fn look(topics: &Arc<dyn Topics>, topic: &TopicName) -> anyhow::Result<Let
     looked.map(|()| letters)
 }
 
-/// Puts letters back, and says so on the topic of dead letters: both or neither. How many.
+/// Puts letters back, and says so on the topic of dead letters and in the audit: all or nothing. How many.
 async fn replay(
     topics: &Arc<dyn Topics>,
     topic: &TopicName,
     chosen: impl Fn(&Letters) -> Vec<i64>,
     is_of_jobs: impl Fn(&DeadLetter) -> bool,
+    audited: impl Fn(&[i64]) -> Vec<Append>,
 ) -> anyhow::Result<usize> {
-    let (mut reader, mut committer) = topics.stage(GROUP, &subscription(topic)).await?;
+    let mut sole = Sole::join(topics.as_ref(), GROUP, topic, REPLAY).await?;
     let replayed = async {
-        let source = assigned(reader.as_mut(), topic).await?;
         // When this comes back, every replay before it has been read too.
         let id = uuid::Uuid::new_v4().simple().to_string();
         let begins = replay_begins(&id, topic.clone(), chrono::Utc::now().timestamp_millis());
-        commit(committer.as_mut(), &source, vec![begins]).await?;
+        sole.commit(vec![begins]).await?;
         let mut letters = Letters::default();
         while !letters.began.contains(&id) {
-            let event = tokio::time::timeout(LIMIT, reader.next()).await;
+            let event = tokio::time::timeout(LIMIT, sole.reader.next()).await;
             match event.with_context(|| {
                 format!(
                     "`{topic}` could not be read to its end within {} s: nothing was done",
@@ -175,65 +189,22 @@ async fn replay(
                 )
             })?? {
                 Event::Records(chunk) => chunk.records.iter().for_each(|record| letters.take(record)),
-                Event::Revoked(_) => {
-                    bail!("another `tributary dead-letters replay` took over: nothing was done")
-                }
+                Event::Revoked(_) => bail!("another `{REPLAY}` took over: nothing was done"),
                 Event::Assigned(_) => {}
             }
         }
-        let appends = letters.appends(&chosen(&letters), is_of_jobs, topic)?;
+        let chosen: Vec<i64> = BTreeSet::from_iter(chosen(&letters)).into_iter().collect();
+        let mut appends = letters.appends(&chosen, is_of_jobs, topic)?;
         let count = appends.len() / 2;
         if count > 0 {
-            commit(committer.as_mut(), &source, appends).await?;
+            appends.extend(audited(&chosen));
+            sole.commit(appends).await?;
         }
         Ok(count)
     };
     let replayed = replayed.await;
-    reader.close().await?;
+    sole.reader.close().await?;
     replayed
-}
-
-/// Waits until the topic is handed to `reader`.
-async fn assigned(reader: &mut dyn Reader, topic: &TopicName) -> anyhow::Result<(Partition, Assignment)> {
-    let first = async {
-        loop {
-            if let Event::Assigned(partitions) = reader.next().await?
-                && let Some(first) = partitions.into_iter().next()
-            {
-                return anyhow::Ok(first);
-            }
-        }
-    };
-    tokio::time::timeout(LIMIT, first).await.with_context(|| {
-        format!(
-            "the topic `{topic}` was not handed to this command within {} s: is there such a topic, and is no other `tributary dead-letters replay` at work?",
-            LIMIT.as_secs()
-        )
-    })?
-}
-
-/// Commits `appends`. The group itself never moves on: the next replay reads everything again.
-async fn commit(
-    committer: &mut dyn Committer,
-    (source, assignment): &(Partition, Assignment),
-    appends: Vec<Append>,
-) -> anyhow::Result<()> {
-    let step = Step {
-        source: source.clone(),
-        assignment: *assignment,
-        next_offset: 0,
-        appends,
-        note: None,
-    };
-    let committed = committer
-        .append_and_commit(vec![step])
-        .await
-        .context("whether it was done is not known: see `tributary dead-letters list`")?;
-    ensure!(
-        committed.left_out.is_empty(),
-        "another `tributary dead-letters replay` took over: nothing was done"
-    );
-    Ok(())
 }
 
 fn list(letters: &Letters, json: bool) -> anyhow::Result<()> {

@@ -1,12 +1,12 @@
 //! What is served over HTTP: health, metrics, and beside ingest the door for jobs.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use axum::{
     Json, Router,
     body::Body,
-    extract::{DefaultBodyLimit, State},
+    extract::{ConnectInfo, DefaultBodyLimit, State},
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -17,6 +17,7 @@ use ingest::{
     identity::{Identity, Refusal},
 };
 use metrics_exporter_prometheus::PrometheusHandle;
+use schemas::Operation;
 use serde_json::json;
 use tokio::{
     net::TcpListener,
@@ -25,7 +26,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{config::HttpSection, health::Health};
+use crate::{audit::Auditor, config::HttpSection, health::Health};
 
 /// How long a request waits for ingest to reach its topics.
 const DOOR_LIMIT: Duration = Duration::from_secs(5);
@@ -39,6 +40,8 @@ pub(crate) struct Served {
     pub(crate) door: Option<Door>,
     /// Whether a token is demanded there, and whose are good.
     pub(crate) identity: watch::Receiver<Arc<Identity>>,
+    /// Who is told of what is refused there.
+    pub(crate) auditor: Auditor,
 }
 
 /// The door for jobs, which ingest opens once it reaches its topics.
@@ -70,7 +73,8 @@ pub(crate) async fn serve(
         .route("/v1/jobs", post(jobs))
         .layer(DefaultBodyLimit::max(body_bytes_max))
         .with_state(served);
-    Ok(axum::serve(listener, router)
+    let service = router.into_make_service_with_connect_info::<SocketAddr>();
+    Ok(axum::serve(listener, service)
         .with_graceful_shutdown(async move { shutdown.cancelled().await })
         .await?)
 }
@@ -87,7 +91,12 @@ async fn health(State(served): State<Served>) -> Response {
 
 /// Takes jobs, a JSON object a line, and answers each line: 202 where all were accepted, 207 where some were, 400 where
 /// none was. All of a request is refused with 401 or 403 where a token is demanded and its own is not good.
-async fn jobs(State(served): State<Served>, headers: HeaderMap, body: Bytes) -> Response {
+async fn jobs(
+    State(served): State<Served>,
+    ConnectInfo(address): ConnectInfo<SocketAddr>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
     let Some(door) = &served.door else {
         return (StatusCode::NOT_FOUND, "jobs are taken where ingest runs\n").into_response();
     };
@@ -100,7 +109,15 @@ async fn jobs(State(served): State<Served>, headers: HeaderMap, body: Bytes) -> 
     );
     let bearer = match bearer {
         Ok(bearer) => bearer,
-        Err(refusal) => return refused(&refusal),
+        Err(refusal) => {
+            served.auditor.tell_of_stranger(
+                Operation::RequestJobs,
+                &address.ip().to_string(),
+                refusal.code().as_str(),
+                refusal.to_string(),
+            );
+            return refused(&refusal);
+        }
     };
     let Ok(door) = timeout(DOOR_LIMIT, door.wait()).await else {
         let waits = "ingest does not reach its topics yet, see /health: try again\n";

@@ -3,10 +3,12 @@
 use std::sync::Arc;
 
 use ingest::identity::{Config, Identity, Keys};
+use schemas::Operation;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    audit::{self, Auditor},
     followed_file::{FollowedFile, looks},
     metric_names,
 };
@@ -16,6 +18,7 @@ pub(crate) struct Follower {
     /// None where no token is demanded.
     followed: Option<(Config, FollowedFile)>,
     in_force: watch::Sender<Arc<Identity>>,
+    auditor: Auditor,
 }
 
 impl Follower {
@@ -34,6 +37,7 @@ impl Follower {
         Ok(Self {
             followed: Some((config.clone(), file)),
             in_force: watch::Sender::new(Arc::new(identity)),
+            auditor: Auditor::default(),
         })
     }
 
@@ -42,7 +46,13 @@ impl Follower {
         Self {
             followed: None,
             in_force: watch::Sender::new(Arc::new(Identity::nowhere())),
+            auditor: Auditor::default(),
         }
+    }
+
+    /// The same, which tells `auditor` of each file of keys.
+    pub(crate) fn audited(self, auditor: Auditor) -> Self {
+        Self { auditor, ..self }
     }
 
     /// Who can prove who he is, now and from now on.
@@ -68,15 +78,24 @@ impl Follower {
             return;
         };
         let Some(text) = file.look().await else { return };
+        let source = file.to_string();
         let result = match Keys::read(&text) {
             Ok(keys) => {
-                tracing::info!(source = %file, keys = keys.count(), "keys changed");
+                tracing::info!(source, keys = keys.count(), "keys changed");
+                let detail = format!("{} keys", keys.count());
+                self.auditor.tell(Operation::TakeKeys, &source, None, detail);
                 let identity = Identity::new(config, keys);
                 self.in_force.send_replace(Arc::new(identity));
                 "taken"
             }
             Err(problem) => {
-                tracing::error!(source = %file, %problem, "keys refused as a whole: those in force stay so");
+                tracing::error!(source, %problem, "keys refused as a whole: those in force stay so");
+                self.auditor.tell(
+                    Operation::TakeKeys,
+                    &source,
+                    Some(audit::REFUSED),
+                    problem.to_string(),
+                );
                 "refused"
             }
         };

@@ -1,5 +1,6 @@
 //! The one binary of Tributary: reads the configuration, and runs the chosen services together or alone.
 
+mod audit;
 mod cli;
 mod config;
 mod dead_letters;
@@ -15,6 +16,7 @@ mod pipeline;
 mod process;
 mod shutdown;
 mod simulate;
+mod sole;
 mod submit;
 mod supervise;
 mod tenants;
@@ -60,6 +62,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::Sink => pipeline::serve(config, &[Stage::Sink]).await,
             Command::Submit(args) => submit::run(&config, args).await,
             Command::Verify(args) => return verify::run(&config, &args).await,
+            Command::Audit(command) => return audit::run(&config, &command).await,
             Command::DeadLetters(command) => dead_letters::run(&config, &command).await,
             Command::Tenants(command) => tenants::run(&config, &command).await,
             Command::Simulate(args) => simulate::run(&config, &args).await,

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use topics::{TopicSpec, Topics, local::LocalTopics};
 
 use crate::{
+    audit::Auditor,
     config::{Config, Delivery, TopicsKind},
     health::{Health, State},
     http, identity, shutdown,
@@ -45,8 +46,9 @@ pub(crate) async fn serve(config: Config, stages: &[Stage]) -> anyhow::Result<()
     for stage in stages {
         health.set(stage.name(), State::Starting);
     }
+    let auditor = auditor(&config, stages);
     let keys = match stages.contains(&Stage::Ingest) {
-        true => identity::Follower::open(&config.identity)?,
+        true => identity::Follower::open(&config.identity)?.audited(auditor.clone()),
         false => identity::Follower::nowhere(),
     };
     let topics = open_topics(&config, Delivery::Transactional)?;
@@ -56,6 +58,7 @@ pub(crate) async fn serve(config: Config, stages: &[Stage]) -> anyhow::Result<()
         metrics,
         door: door.clone(),
         identity: keys.identity(),
+        auditor: auditor.clone(),
     };
     let body_bytes_max = config.http.body_bytes_max;
     tracing::info!(%address, ?stages, lake = config.sink.url, "started");
@@ -83,8 +86,11 @@ pub(crate) async fn serve(config: Config, stages: &[Stage]) -> anyhow::Result<()
             async move { run_stage(stage, &config, topics, in_force, door, &health, &shutdown).await },
         );
     }
-    running.spawn(follower.run(shutdown.clone()));
+    running.spawn(follower.audited(auditor.clone()).run(shutdown.clone()));
     running.spawn(keys.run(shutdown.clone()));
+    if by_tenant {
+        running.spawn(auditor.run(topics, config.topics.names(), shutdown.clone()));
+    }
     let mut first_error = Ok(());
     while let Some(ended) = running.join_next().await {
         let result = ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
@@ -94,6 +100,19 @@ pub(crate) async fn serve(config: Config, stages: &[Stage]) -> anyhow::Result<()
         }
     }
     first_error
+}
+
+/// Who takes what happens in a process that runs `stages`.
+fn auditor(config: &Config, stages: &[Stage]) -> Auditor {
+    if !config.audit.enabled {
+        tracing::warn!("nothing is audited: audit.enabled is false");
+        return Auditor::default();
+    }
+    let name = match stages {
+        [stage] => stage.name(),
+        _ => "up",
+    };
+    Auditor::of(format!("{name}-{}", config.topics.instance))
 }
 
 /// What decisions are made from, now and from now on.
@@ -129,7 +148,10 @@ pub(crate) async fn run_stage(
                 identity,
                 groups_of_processors(config),
             );
-            let service = Arc::new(service);
+            let service = Arc::new(match config.audit.enabled {
+                true => service,
+                false => service.unaudited(),
+            });
             keep_running(name, health, shutdown, || {
                 let (topics, service, ready) = (Arc::clone(&topics), Arc::clone(&service), ready.clone());
                 let jobs = job_topics(config, &policies.borrow());

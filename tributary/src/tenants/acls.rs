@@ -2,6 +2,7 @@
 
 use schemas::Tenants;
 
+use super::command;
 use crate::{config::Config, dead_letters};
 
 /// Who connects to Kafka.
@@ -53,13 +54,17 @@ pub(super) fn commands(config: &Config, tenants: &Tenants, principals: &Principa
         &config.processor.group,
         &config.sink.group,
     ];
-    for group in groups.into_iter().chain([dead_letters::GROUP, GROUP_OF_LAST]) {
+    for group in groups
+        .into_iter()
+        .chain([dead_letters::GROUP, command::GROUP, GROUP_OF_LAST])
+    {
         lines.push(service(&["Read", "Describe"], prefixed("group", group)));
     }
     for transactions in [
         config.ingest.group.as_str(),
         &config.processor.group,
         dead_letters::GROUP,
+        command::GROUP,
     ] {
         lines.push(service(
             &["Write", "Describe"],

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use anyhow::{Context, bail, ensure};
-use schemas::{Policies, Record as _, TenantSet, Tenants, TopicName};
+use schemas::{Operation, Policies, Record as _, TenantSet, Tenants, TopicName};
 use topics::{Append, Retention, TopicSpec, Topics};
 
 use super::{
@@ -13,11 +13,15 @@ use super::{
     left_behind, set, store_policy,
 };
 use crate::{
+    audit,
     cli::{ShowArgs, TenantsCommand, print},
     config::{self, Config, Delivery, TenantsSource, TopicsKind},
     pipeline::{all_topics, open_topics},
+    sole::Sole,
 };
 
+/// Who applies is the one member of this group, so that of two at once one is the last.
+pub(super) const GROUP: &str = "tributary-tenants";
 /// One set a record, and the last one counts: they all have this key.
 const KEY: &str = "tenants";
 
@@ -79,17 +83,21 @@ async fn apply(config: &Config, tenants: Tenants, at_rest: bool) -> anyhow::Resu
         bail!("{problem}: `tributary tenants apply --at-rest`");
     }
     topics.ensure(&topics_for(config, tenants.clone())).await?;
-    let append = Append {
-        topic: config.topics.names().policies(),
+    let policies = config.topics.names().policies();
+    let mut appends = vec![Append {
+        topic: policies.clone(),
         partition: Some(0),
         timestamp_ms: chrono::Utc::now().timestamp_millis(),
         key: Some(KEY.into()),
         value: Some(TenantSet(tenants.clone()).encode().into()),
         headers: Vec::new(),
-    };
-    for appended in topics.appender().await?.append(vec![append]).await {
-        appended.context("whether the set was applied is not known: apply it again")?;
-    }
+    }];
+    let operation = Operation::ApplyTenants;
+    appends.extend(audit::of_command(config, operation, 1, changes.to_string()));
+    let mut sole = Sole::join(topics.as_ref(), GROUP, &policies, "tributary tenants apply").await?;
+    let applied = sole.commit(appends).await;
+    sole.reader.close().await?;
+    applied.context("the set")?;
     print(&format!("applied  {changes}"))?;
     left_behind::print(config, topics.as_ref(), &in_force, &tenants).await
 }

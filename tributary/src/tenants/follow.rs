@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use anyhow::Context;
-use schemas::{Policies, Record as _, TenantSet, Tenants};
+use schemas::{Operation, Policies, Record as _, TenantSet, Tenants};
 use tokio::{sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
 use topics::{Error, Retention, TopicSpec, Topics};
 
 use super::{change::Changes, set};
 use crate::{
+    audit::{self, Auditor},
     config::{Config, TenantsSource},
     followed_file::{FollowedFile, LOOK, looks},
     health::{Health, State},
@@ -28,6 +29,7 @@ pub(crate) struct Follower {
     in_force: watch::Sender<Arc<Policies>>,
     /// Read and good, and its topics are not made yet.
     waiting: Option<Tenants>,
+    auditor: Auditor,
 }
 
 enum Source {
@@ -83,7 +85,13 @@ impl Follower {
             source,
             in_force: watch::Sender::new(Arc::new(policies)),
             waiting: None,
+            auditor: Auditor::default(),
         }
+    }
+
+    /// The same, which tells `auditor` of each set.
+    pub(crate) fn audited(self, auditor: Auditor) -> Self {
+        Self { auditor, ..self }
     }
 
     /// The policies in force, now and from now on. What is sent has its topics.
@@ -170,7 +178,10 @@ impl Follower {
             Ok(()) => {
                 self.in_force.send_replace(Arc::new(policies));
                 metrics::counter!(metric_names::TENANT_SETS, "result" => "taken").increment(1);
-                tracing::info!(source = self.source_name(), %changes, "tenants changed");
+                let source = self.source_name();
+                tracing::info!(source, %changes, "tenants changed");
+                self.auditor
+                    .tell(Operation::TakeTenants, &source, None, changes.to_string());
             }
             Err(error) if error.is_retryable() => {
                 tracing::warn!(%error, "the topics of changed tenants cannot be made yet: trying again");
@@ -182,10 +193,17 @@ impl Follower {
 
     fn refuse(&self, problem: &str) {
         metrics::counter!(metric_names::TENANT_SETS, "result" => "refused").increment(1);
+        let source = self.source_name();
         tracing::error!(
-            source = self.source_name(),
+            source,
             problem,
             "tenants refused as a whole: those in force stay so"
+        );
+        self.auditor.tell(
+            Operation::TakeTenants,
+            &source,
+            Some(audit::REFUSED),
+            problem.to_owned(),
         );
     }
 

@@ -1,0 +1,252 @@
+//! What this process tells the audit beside what ingest decides, and `tributary audit verify`.
+
+use std::{
+    collections::BTreeMap,
+    process::ExitCode,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use schemas::{Actor, AuditEvent, AuditEvents, Operation, Record as _, TopicName, TopicNames};
+use tokio_util::sync::CancellationToken;
+use topics::{Append, Appender, Topics};
+
+use crate::{
+    cli::{AuditCommand, print},
+    config::Config,
+    followed_file::looks,
+};
+
+/// So many events are told one by one of a second. What is refused at the door costs its sender nothing, so the audit must
+/// not grow by it: the rest is counted.
+const EVENTS_TOLD_MAX: usize = 32;
+/// What a set is called that was not taken.
+pub(crate) const REFUSED: &str = "refused";
+
+/// Verifies the audit and prints the report.
+pub(crate) async fn run(config: &Config, command: &AuditCommand) -> anyhow::Result<ExitCode> {
+    let AuditCommand::Verify { lake, noted } = command;
+    let url = lake.as_ref().unwrap_or(&config.sink.url);
+    let report = sink::verify_audit(url, &config.sink.options, noted).await?;
+    print(&report.to_string())?;
+    Ok(if report.is_sound() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Takes what happens in this process, and has it appended by [`Auditor::run`]. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Auditor {
+    /// None where nothing is audited.
+    told: Option<Arc<Mutex<Told>>>,
+    service: String,
+}
+
+/// What was told since the last time that it was appended.
+#[derive(Debug, Default)]
+struct Told {
+    events: Vec<AuditEvent>,
+    /// Those that were too many.
+    rest: BTreeMap<(Operation, Option<String>), AuditEvent>,
+}
+
+impl Auditor {
+    /// For the service of this name.
+    pub(crate) fn of(service: String) -> Self {
+        Self {
+            told: Some(Arc::default()),
+            service,
+        }
+    }
+
+    /// Something that this service did, or refused, by itself.
+    pub(crate) fn tell(&self, operation: Operation, source: &str, refused: Option<&str>, detail: String) {
+        self.take(AuditEvent {
+            refused: refused.map(str::to_owned),
+            ..event(operation, Actor::Service(self.service.clone()), source, detail)
+        });
+    }
+
+    /// Something that was asked for by nobody knows whom.
+    pub(crate) fn tell_of_stranger(&self, operation: Operation, source: &str, refused: &str, detail: String) {
+        self.take(AuditEvent {
+            refused: Some(refused.to_owned()),
+            ..event(operation, Actor::Unknown, source, detail)
+        });
+    }
+
+    fn take(&self, event: AuditEvent) {
+        if let Some(told) = &self.told {
+            told.lock().unwrap_or_else(PoisonError::into_inner).take(event);
+        }
+    }
+
+    fn told(&self) -> Vec<AuditEvent> {
+        let told = self.told.as_ref();
+        let told = told.map(|told| std::mem::take(&mut *told.lock().unwrap_or_else(PoisonError::into_inner)));
+        told.map(Told::into_events).unwrap_or_default()
+    }
+
+    /// Appends what was told, each second, until `shutdown`. What cannot be appended is tried again: rather twice than not.
+    pub(crate) async fn run(
+        self,
+        topics: Arc<dyn Topics>,
+        names: TopicNames,
+        shutdown: CancellationToken,
+    ) -> anyhow::Result<()> {
+        let (mut looks, mut events, mut appender) = (looks(), Vec::new(), None);
+        loop {
+            let is_over = shutdown.run_until_cancelled(looks.tick()).await.is_none();
+            if events.is_empty() {
+                events = self.told();
+            }
+            if !events.is_empty() {
+                match append(&mut appender, &topics, &names, &events).await {
+                    Ok(()) => events.clear(),
+                    Err(error) => {
+                        tracing::warn!(%error, events = events.len(), "events cannot be audited yet: trying again");
+                    }
+                }
+            }
+            if is_over {
+                return Ok(());
+            }
+        }
+    }
+}
+
+impl Told {
+    fn take(&mut self, event: AuditEvent) {
+        if self.events.len() < EVENTS_TOLD_MAX {
+            self.events.push(event);
+            return;
+        }
+        let class = (event.operation, event.refused.clone());
+        match self.rest.get_mut(&class) {
+            Some(same) => same.count += event.count,
+            None => drop(self.rest.insert(
+                class,
+                AuditEvent {
+                    detail: None,
+                    ..event
+                },
+            )),
+        }
+    }
+
+    fn into_events(self) -> Vec<AuditEvent> {
+        self.events.into_iter().chain(self.rest.into_values()).collect()
+    }
+}
+
+async fn append(
+    appender: &mut Option<Box<dyn Appender>>,
+    topics: &Arc<dyn Topics>,
+    names: &TopicNames,
+    events: &[AuditEvent],
+) -> Result<(), topics::Error> {
+    let appender = match appender {
+        Some(appender) => appender,
+        None => appender.insert(topics.appender().await?),
+    };
+    let appends = appends(names.audit(), events.to_vec());
+    let appended = appender.append(appends).await;
+    appended.into_iter().try_for_each(|appended| appended.map(drop))
+}
+
+/// What puts `events` on the topic of the audit.
+pub(crate) fn appends(topic: TopicName, events: Vec<AuditEvent>) -> Vec<Append> {
+    let append = |record: AuditEvents| Append {
+        topic: topic.clone(),
+        partition: Some(0),
+        timestamp_ms: chrono::Utc::now().timestamp_millis(),
+        key: None,
+        value: Some(record.encode().into()),
+        headers: Vec::new(),
+    };
+    AuditEvents::pack(events).into_iter().map(append).collect()
+}
+
+/// What somebody did with a command of this machine; none where nothing is audited.
+pub(crate) fn of_command(config: &Config, operation: Operation, count: usize, detail: String) -> Vec<Append> {
+    if !config.audit.enabled {
+        return Vec::new();
+    }
+    let user = std::env::var("USER").or_else(|_| std::env::var("LOGNAME"));
+    let actor = user.map_or(Actor::Unknown, Actor::User);
+    let event = AuditEvent {
+        count: count as u64,
+        ..event(operation, actor, "command", detail)
+    };
+    appends(config.topics.names().audit(), vec![event])
+}
+
+fn event(operation: Operation, actor: Actor, source: &str, detail: String) -> AuditEvent {
+    AuditEvent {
+        time_ms: chrono::Utc::now().timestamp_millis(),
+        operation,
+        tenant: None,
+        actor,
+        source: source.to_owned(),
+        count: 1,
+        refused: None,
+        detail: Some(detail),
+        policy: None,
+        model: None,
+        origins: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use schemas::TopicName;
+    use topics::local::LocalTopics;
+
+    use super::*;
+
+    #[test]
+    fn of_many_events_in_a_second_some_are_told_and_the_others_are_counted() {
+        let auditor = Auditor::of("ingest-0".to_owned());
+        for number in 0..1_000 {
+            let code = if number % 2 == 0 {
+                "token_missing"
+            } else {
+                "token_expired"
+            };
+            auditor.tell_of_stranger(Operation::RequestJobs, "203.0.113.7", code, number.to_string());
+        }
+        let events = auditor.told();
+        assert_eq!(events.len(), EVENTS_TOLD_MAX + 2);
+        assert_eq!(events.iter().map(|event| event.count).sum::<u64>(), 1_000);
+        assert!(auditor.told().is_empty(), "they are told once");
+    }
+
+    #[tokio::test]
+    async fn what_was_told_before_the_end_is_appended() {
+        let topics: Arc<dyn Topics> = Arc::new(LocalTopics::in_memory());
+        let names = TopicNames::new(&TopicName::new("jobs").unwrap(), "tributary.").unwrap();
+        topics
+            .ensure(&[ingest::Service::audit_spec(&names)])
+            .await
+            .unwrap();
+        let (auditor, shutdown) = (Auditor::of("ingest-0".to_owned()), CancellationToken::new());
+        auditor.tell(
+            Operation::TakeKeys,
+            "keys.json",
+            Some(REFUSED),
+            "no key".to_owned(),
+        );
+        shutdown.cancel();
+        auditor
+            .run(Arc::clone(&topics), names.clone(), shutdown)
+            .await
+            .unwrap();
+        let last = topics.last(&names.audit()).await.unwrap().unwrap();
+        let AuditEvents(events) = AuditEvents::decode(last.value.as_deref().unwrap()).unwrap();
+        assert_eq!(
+            (events[0].operation, events[0].refused.as_deref()),
+            (Operation::TakeKeys, Some(REFUSED))
+        );
+    }
+}
