@@ -4,6 +4,7 @@
 """
 
 import glob
+import hashlib
 import importlib.util
 import json
 import os
@@ -35,6 +36,7 @@ def with_duckdb():
         )
     connection.execute(f"CREATE VIEW results AS FROM read_parquet('{LAKE}/results/**/*.parquet', hive_partitioning = true)")
     connection.execute(f"CREATE VIEW costs AS FROM read_parquet('{LAKE}/costs/**/*.parquet', hive_partitioning = true)")
+    connection.execute(f"CREATE VIEW audit AS FROM read_parquet('{LAKE}/audit/**/*.parquet', hive_partitioning = true)")
 
     def one(query):
         return connection.execute(query).fetchone()[0]
@@ -57,6 +59,7 @@ def with_duckdb():
         "succeeded_without_vector": one("SELECT count(*) FROM results WHERE (status = 'succeeded') <> (len(embedding) = 384)  IS TRUE"),
         "truncated": one("SELECT count(*) FROM results WHERE truncated"),
         "trace_ids": one("SELECT count(trace_id) FROM results"),
+        "audited": int(one("SELECT sum(count) FROM audit WHERE api.operation = 'jobs.decide' AND type_uid = 600301")),
     }
 
 
@@ -81,6 +84,11 @@ def with_polars():
         "costs": costs.select(polars.len()).collect().item(),
         "joined": joined,
         "device_time_ns": costs.select(polars.col("x_device_time_ns").sum()).collect().item(),
+        "audited": scan("audit")
+        .filter(polars.col("api").struct.field("operation") == "jobs.decide")
+        .select(polars.col("count").sum())
+        .collect()
+        .item(),
     }
 
 
@@ -104,7 +112,50 @@ def with_pyarrow():
     origin = ["tenant", *ORIGIN.split(", ")]
     keys = results.select(origin).join(costs.select(origin), keys=origin, join_type="inner")
     device_time_ns = sum(costs["x_device_time_ns"].to_pylist())
-    return {"results": len(results), "costs": len(costs), "joined": len(keys), "device_time_ns": device_time_ns}
+    audit = rows("audit")
+    decided = [row for row in audit.to_pylist() if row["api"]["operation"] == "jobs.decide"]
+    return {
+        "results": len(results),
+        "costs": len(costs),
+        "joined": len(keys),
+        "device_time_ns": device_time_ns,
+        "audited": sum(row["count"] for row in decided),
+        "unchained": unchained(audit.drop_columns(["date"])),
+    }
+
+
+def unchained(audit):
+    """How many rows of the audit, of a topic that has only ever had one id, do not follow from the row before."""
+    audit = audit.sort_by([("x_record_offset", "ascending"), ("x_record_index", "ascending")])
+    row_type = pyarrow.struct([field for field in audit.schema if field.name != "x_hash"])
+    rows = audit.drop_columns(["x_hash"]).to_pylist()
+    hashes = [bytes.fromhex(hash) for hash in audit["x_hash"].to_pylist()]
+    follows = [
+        hash == hashlib.sha256(before + canonical(row, row_type)).digest()
+        for row, before, hash in zip(rows[1:], hashes, hashes[1:])
+    ]
+    return follows.count(False)
+
+
+def canonical(value, kind):
+    """The canonical bytes of a value, as ARCHITECTURE.md has them."""
+
+    def integer(number):
+        return number.to_bytes(8, "big", signed=True)
+
+    def text(text):
+        return integer(len(text.encode())) + text.encode()
+
+    if pyarrow.types.is_struct(kind):
+        fields = [field for field in kind if value[field.name] is not None]
+        return b"".join(text(field.name) + canonical(value[field.name], field.type) for field in fields) + integer(0)
+    if pyarrow.types.is_list(kind):
+        return integer(len(value)) + b"".join(canonical(element, kind.value_type) for element in value)
+    if pyarrow.types.is_string(kind):
+        return text(value)
+    if pyarrow.types.is_timestamp(kind):
+        return integer(pyarrow.scalar(value, kind).value)
+    return integer(value)
 
 
 main()

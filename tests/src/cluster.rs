@@ -333,6 +333,18 @@ impl Cluster {
         });
     }
 
+    /// Waits until the audit in the lake is sound and counts decisions on `count` jobs, and answers what it says.
+    pub fn wait_for_audited(&self, count: u64) -> String {
+        let mut said = String::new();
+        wait_for(&format!("{count} decisions in the audit"), || {
+            said = text(&self.tributary(&["audit", "verify"]).output().unwrap().stdout);
+            let decided = said.lines().filter(|line| line.starts_with("  jobs.decide "));
+            let counts = decided.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok());
+            counts.sum::<u64>() == count && said.contains("\nsound: ")
+        });
+        said
+    }
+
     /// The lake as three engines count it.
     pub fn read_lake(&self) -> Value {
         let lake = format!("s3://{}", self.s3.bucket());

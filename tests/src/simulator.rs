@@ -38,7 +38,7 @@ pub use shrink::shortest;
 pub use world::Fault;
 use world::World;
 
-use crate::invariants::{Expected, violations};
+use crate::invariants::{Expected, violations, violations_of_audit};
 
 /// Jobs are produced in this many bursts.
 const BURSTS: u64 = 6;
@@ -312,9 +312,14 @@ async fn look(scene: &Scene, expected: &Expected, violated: &mut Vec<String>) ->
         .lag("nobody", &letters)
         .await
         .expect("nothing fails here");
-    match sink::verify_store(&lake, Depth::Rows).await {
-        Ok(report) => {
+    let looked = async {
+        let report = sink::verify_store(&lake, Depth::Rows).await?;
+        Ok::<_, sink::Error>((report, sink::verify_audit_of(&lake, &[]).await?))
+    };
+    match looked.await {
+        Ok((report, audit)) => {
             violated.extend(violations(&report, letters, expected));
+            violated.extend(violations_of_audit(&audit, &report, letters));
             report.outcomes()
         }
         Err(error) => {

@@ -41,6 +41,8 @@ fn ten_thousand_jobs_of_five_tenants_each_end_once_and_every_engine_reads_them()
     let dead_letters = expected["dead_letters"].as_u64().unwrap();
     let outcomes = expected["count"].as_u64().unwrap() - dead_letters;
     cluster.wait_for_outcomes(outcomes);
+    let audited = cluster.wait_for_audited(outcomes + dead_letters);
+    assert!(audited.contains("no_job"), "{audited}");
     assert_eq!(
         cluster.dead_letters(),
         serde_json::json!({"records": dead_letters, "with_position": dead_letters})
@@ -81,11 +83,16 @@ fn ten_thousand_jobs_of_five_tenants_each_end_once_and_every_engine_reads_them()
         for count in ["results", "costs", "joined"] {
             assert_eq!(seen[engine][count], outcomes, "{engine}: {count}");
         }
+        assert_eq!(seen[engine]["audited"], outcomes + dead_letters, "{engine}");
         assert_eq!(
             seen[engine]["device_time_ns"], measured_ns,
             "{engine}: what is billed is what was measured"
         );
     }
+    assert_eq!(
+        seen["pyarrow"]["unchained"], 0,
+        "another program, by the words of ARCHITECTURE.md, follows the chain"
+    );
     let duckdb = &seen["duckdb"];
     assert_eq!(duckdb["outcomes"], expected["outcomes"]);
     assert_eq!(duckdb["distinct_origins"], outcomes);
@@ -120,6 +127,7 @@ fn each_service_is_killed_in_the_middle_of_its_work_and_each_job_still_ends_once
         cluster.spawn((service, 0), &[]);
     }
     cluster.wait_for_outcomes(JOBS);
+    cluster.wait_for_audited(JOBS);
     cluster.end();
     let verified = cluster.verify(&["--data"]);
     assert!(verified.status.success(), "{}", text(&verified.stdout));
@@ -203,6 +211,14 @@ fn tenants_that_are_applied_are_taken_by_every_instance_while_jobs_flow() {
         .iter()
         .sum();
     assert_eq!(rejected, JOBS / 5);
+    let audited = cluster.wait_for_audited(2 * JOBS);
+    let told = |operation: &str, count: u64| {
+        let line = audited
+            .lines()
+            .find(|line| line.starts_with(&format!("  {operation} ")));
+        line.is_some_and(|line| line.contains(" done ") && line.ends_with(&format!(" {count}")))
+    };
+    assert!(told("tenants.apply", 2), "{audited}");
 
     let planned = tenants_command(&cluster, tenants, &["plan"]);
     let plan = text(&planned.stdout);

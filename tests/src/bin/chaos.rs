@@ -177,6 +177,7 @@ fn main() {
     let recovering = Instant::now();
     cluster.wait_for_outcomes(jobs);
     let recovered = recovering.elapsed();
+    cluster.wait_for_audited(jobs);
     cluster.end();
 
     let verified = cluster.verify(&["--data"]);

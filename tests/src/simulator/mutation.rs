@@ -14,12 +14,16 @@ pub enum Mutation {
     TrustAlreadyExists,
     /// The sink forgets, when it starts, which origins it has seen.
     ForgetMarks,
+    /// The sink forgets, when it starts, where the audit's chain stood.
+    ForgetHead,
     /// The sink leaves the files of one table out.
     ForgetCosts,
     /// Stages commit what they read before they append what it became.
     CommitBeforeAppending,
     /// Ingest appends first and commits then, and decides otherwise on what it decides again.
     DecideTwice,
+    /// Ingest appends its audit first, and then what it decided.
+    AuditApart,
     /// The processor appends the outcomes of a window in another order.
     ReverseOutcomes,
     /// The processor commits a window before the one that came first.
@@ -32,14 +36,16 @@ pub enum Mutation {
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::CommitBeforeWriting,
         Self::IgnoreIntents,
         Self::TrustAlreadyExists,
         Self::ForgetMarks,
+        Self::ForgetHead,
         Self::ForgetCosts,
         Self::CommitBeforeAppending,
         Self::DecideTwice,
+        Self::AuditApart,
         Self::ReverseOutcomes,
         Self::CommitWindowsOutOfOrder,
         Self::ForgetRoutes,

@@ -4,6 +4,7 @@ use std::{fmt, sync::Arc};
 
 use async_trait::async_trait;
 use futures::{StreamExt, stream, stream::BoxStream};
+use serde_json::{Value, json};
 use sink::object_store::{
     CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMode,
     PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, memory::InMemory, path::Path,
@@ -134,10 +135,15 @@ impl ObjectStore for GatedStore {
         let got = self
             .look(&format!("gets {path}"), self.inner.get_opts(path, options))
             .await??;
-        if self.world.mutation == Some(Mutation::ForgetMarks) && path.as_ref().starts_with(RANGES) {
-            return forget_marks(path, got).await;
+        let forgotten = match self.world.mutation {
+            Some(Mutation::ForgetMarks) => json!({ "marks_after": [] }),
+            Some(Mutation::ForgetHead) => json!({ "heads": { "after": "00".repeat(32) } }),
+            _ => return Ok(got),
+        };
+        match path.as_ref().starts_with(RANGES) {
+            true => forget(path, got, &forgotten).await,
+            false => Ok(got),
         }
-        Ok(got)
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
@@ -181,15 +187,27 @@ impl ObjectStore for GatedStore {
     }
 }
 
-/// The intent at `path` as if it held no marks.
-async fn forget_marks(path: &Path, got: GetResult) -> Result<GetResult> {
-    let mut intent: serde_json::Value =
-        serde_json::from_slice(&got.bytes().await?).expect("an intent is JSON");
-    intent["marks_after"] = serde_json::json!([]);
+/// The intent at `path` as if it held `forgotten` in the place of what it holds.
+async fn forget(path: &Path, got: GetResult, forgotten: &Value) -> Result<GetResult> {
+    let mut intent: Value = serde_json::from_slice(&got.bytes().await?).expect("an intent is JSON");
+    put_over(&mut intent, forgotten);
     let forgetful = InMemory::new();
     let bytes = serde_json::to_vec(&intent).expect("it was JSON");
     forgetful
         .put_opts(path, bytes.into(), PutOptions::default())
         .await?;
     forgetful.get_opts(path, GetOptions::default()).await
+}
+
+/// Puts what `with` has in the place of what `value` has.
+fn put_over(value: &mut Value, with: &Value) {
+    let (Value::Object(value), Value::Object(with)) = (&mut *value, with) else {
+        *value = with.clone();
+        return;
+    };
+    for (key, with) in with {
+        if let Some(value) = value.get_mut(key) {
+            put_over(value, with);
+        }
+    }
 }

@@ -337,12 +337,21 @@ impl GatedCommitter {
             Some(Mutation::DecideTwice) if !self.is_processor() => {
                 let mut random = self.topics.world.random(&self.topics.instance.name);
                 for append in steps.iter_mut().flat_map(|step| &mut step.appends) {
-                    let is_letter = append.topic.as_str().contains("dead-letters");
+                    let has_one = append.topic.as_str().ends_with("dead-letters") || is_audit(append);
                     append.partition = append
                         .partition
-                        .filter(|_| is_letter)
+                        .filter(|_| has_one)
                         .or_else(|| Some(random.i32(0..2)));
                 }
+            }
+            Some(Mutation::AuditApart) if !self.is_processor() => {
+                let appends = steps
+                    .iter_mut()
+                    .flat_map(|step| step.appends.extract_if(.., |append| is_audit(append)));
+                let appends: Vec<Append> = appends.collect();
+                let what = format!("appends {} records of audit", appends.len());
+                let appended = append_all(&*self.appender, appends);
+                self.topics.gate(&what, Fault::TO_A_COMMIT, appended).await?;
             }
             Some(Mutation::ReverseOutcomes) if self.is_processor() => {
                 steps.iter_mut().for_each(|step| step.appends.reverse());
@@ -433,6 +442,10 @@ fn change_outcomes(steps: &mut [Step], change: impl Fn(&mut Outcomes<'_>)) {
             *value = outcomes.encode().into();
         }
     }
+}
+
+fn is_audit(append: &Append) -> bool {
+    append.topic.as_str().ends_with("audit")
 }
 
 async fn append_all(appender: &dyn Appender, appends: Vec<Append>) -> Result<(), Error> {
