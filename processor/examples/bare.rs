@@ -1,7 +1,8 @@
 //! The model alone, in a loop: what the whole pipeline is measured against.
 //!
 //! ```text
-//! cargo run --release -p processor --example bare -- --folder MODEL --jobs JOBS.jsonl [--batch-tokens 2048 | --batch 32] [--repeat 1]
+//! cargo run --release -p processor --example bare -- --folder MODEL --jobs JOBS.jsonl [--batch-tokens 2048 | --batch 32] [--repeat 1] \
+//!     [--dtype f32] [--path auto] [--cores N]
 //! ```
 //!
 //! All texts are tokenized beforehand and sorted by length. One line of JSON says what was done: `tokens` without
@@ -12,12 +13,13 @@
 use std::{
     error::Error,
     io::{BufRead, BufReader, Write},
+    num::NonZeroUsize,
     sync::atomic::{AtomicUsize, Ordering},
     thread,
     time::Instant,
 };
 
-use processor::model::{DeviceChoice, EncodeError, Model, ModelConfig, Tokens, load};
+use processor::model::{CpuPath, DeviceChoice, Dtype, EncodeError, Model, ModelConfig, Tokens, load};
 use rayon::prelude::*;
 use schemas::ModelName;
 
@@ -35,6 +37,9 @@ struct Options {
     jobs: String,
     batches: Batches,
     repeat: usize,
+    dtype: Dtype,
+    path: CpuPath,
+    cores: Option<NonZeroUsize>,
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -42,8 +47,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
     let options = options()?;
     let texts = inputs(&options.jobs)?;
-    let config: ModelConfig = serde_json::from_value(serde_json::json!({ "source": options.folder }))?;
-    let model = load(&ModelName::new("bare")?, &config, DeviceChoice::Auto)?;
+    let config: ModelConfig =
+        serde_json::from_value(serde_json::json!({ "source": options.folder, "dtype": options.dtype }))?;
+    let mut model = load(
+        &ModelName::new("bare")?,
+        &config,
+        DeviceChoice::Auto,
+        options.path,
+    )?;
+    model.encodings_at_once = options.cores.unwrap_or(model.encodings_at_once);
 
     let began = Instant::now();
     let mut tokenized: Vec<Tokens> = texts
@@ -68,6 +80,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let seconds = rounds[rounds.len() / 2];
     let report = serde_json::json!({
         "device": model.device,
+        "path": model.path,
+        "dtype": model.dtype,
+        "cores": model.encodings_at_once,
         "texts": texts.len(),
         "batches": batches.len(),
         "tokens": tokens,
@@ -104,6 +119,7 @@ fn run(model: &Model, batches: &[&[Tokens]]) -> Result<(), EncodeError> {
 
 fn options() -> Result<Options, Box<dyn Error>> {
     let (mut folder, mut jobs, mut batches, mut repeat) = (None, None, Batches::Tokens(2_048), 1);
+    let (mut dtype, mut path, mut cores) = (Dtype::default(), CpuPath::default(), None);
     let mut words = std::env::args().skip(1);
     while let Some(option) = words.next() {
         let value = words.next().ok_or_else(|| format!("`{option}` needs a value"))?;
@@ -113,6 +129,9 @@ fn options() -> Result<Options, Box<dyn Error>> {
             "--batch-tokens" => batches = Batches::Tokens(value.parse()?),
             "--batch" => batches = Batches::Texts(value.parse::<usize>()?.max(1)),
             "--repeat" => repeat = value.parse::<usize>()?.max(1),
+            "--dtype" => dtype = serde_json::from_value(value.into())?,
+            "--path" => path = serde_json::from_value(value.into())?,
+            "--cores" => cores = Some(value.parse()?),
             _ => return Err(format!("unknown option `{option}`").into()),
         }
     }
@@ -121,6 +140,9 @@ fn options() -> Result<Options, Box<dyn Error>> {
         jobs: jobs.ok_or("--jobs names a file of jobs, one JSON object a line")?,
         batches,
         repeat,
+        dtype,
+        path,
+        cores,
     })
 }
 

@@ -6,11 +6,13 @@
 //!
 //! [`load`] makes a [`Model`] of a source: a folder as sentence-transformers or transformers saves it, a model of the
 //! Hugging Face hub, or a stand-in that costs nothing. Its tokenizer is shared by the threads that prepare work; its
-//! encoder by those of the device. Everything beyond this module sees only the two traits, so that candle can be replaced
-//! by kernels of our own.
+//! encoder by those of the device. Everything beyond this module sees only the two traits. What runs behind the encoder is
+//! kernels of our own on a CPU that has the instructions (`cpu`), and candle on any other and on a GPU (`encoder`, `bert`).
 
 mod bert;
 mod config;
+#[cfg(target_arch = "x86_64")]
+mod cpu;
 mod device;
 mod digest;
 mod encoder;
@@ -21,7 +23,10 @@ mod golden;
 #[cfg(feature = "hub")]
 mod hub;
 mod passthrough;
+mod path;
 mod pooling;
+#[cfg(test)]
+mod shapes;
 mod source;
 mod tokenizer;
 
@@ -29,7 +34,7 @@ use std::{num::NonZeroUsize, sync::Arc};
 
 use schemas::{Digest, ModelName, Task};
 
-pub use config::{DeviceChoice, Dtype, ModelConfig};
+pub use config::{CpuPath, DeviceChoice, Dtype, ModelConfig};
 pub use error::{EncodeError, Fault, LoadError, TokenizeError};
 use folder::Folder;
 use source::Source;
@@ -76,6 +81,10 @@ pub struct Model {
     pub tokens_max: usize,
     /// Where it runs: `cpu`, or `cuda:0` and so on.
     pub device: String,
+    /// The code that runs it: a [`CpuPath`], or `candle` on a GPU.
+    pub path: String,
+    /// The numbers that it computes with, never [`Dtype::Auto`].
+    pub dtype: Dtype,
     /// For the threads that prepare work.
     pub tokenizer: Arc<dyn Tokenizer>,
     /// For the threads of the device.
@@ -89,36 +98,61 @@ pub struct Model {
 ///
 /// # Errors
 /// [`LoadError`], whose cause says which file or setting is wrong and what to do.
-pub fn load(name: &ModelName, config: &ModelConfig, device: DeviceChoice) -> Result<Model, LoadError> {
-    open(config, device).map_err(|fault| LoadError {
+pub fn load(
+    name: &ModelName,
+    config: &ModelConfig,
+    device: DeviceChoice,
+    cpu_path: CpuPath,
+) -> Result<Model, LoadError> {
+    open(config, device, cpu_path).map_err(|fault| LoadError {
         model: name.clone(),
         fault,
     })
 }
 
-fn open(config: &ModelConfig, device: DeviceChoice) -> Result<Model, Fault> {
+fn open(config: &ModelConfig, device: DeviceChoice, cpu_path: CpuPath) -> Result<Model, Fault> {
     let folder = match Source::parse(&config.source)? {
         Source::Passthrough { dimension } => return Ok(passthrough::model(dimension, config)),
         Source::Folder(path) => source::folder(path)?,
         Source::Hub(repository) => source::hub(&repository)?,
     };
-    read(&Folder::new(folder), config, device)
+    read(&Folder::new(folder), config, device, cpu_path)
 }
 
-fn read(folder: &Folder, config: &ModelConfig, device: DeviceChoice) -> Result<Model, Fault> {
-    let device = device::resolve(device, config.dtype)?;
+fn read(
+    folder: &Folder,
+    config: &ModelConfig,
+    device: DeviceChoice,
+    cpu_path: CpuPath,
+) -> Result<Model, Fault> {
+    let device = device::resolve(device)?;
+    let (path, dtype) = match device.is_cpu() {
+        true => path::resolve(cpu_path, config.dtype)?,
+        false => (CpuPath::Candle, device::dtype_on_cuda(config.dtype)?),
+    };
     let files = folder.files()?;
     let bert = files.config.json::<bert::Config>()?;
     bert.check(&files.config.path)?;
     let tokenizer = tokenizer::HubTokenizer::new(&files, &bert, config.tokens_max)?;
     let tokens_max = tokenizer.tokens_max();
+    let settings = match path {
+        CpuPath::Candle => format!("dtype={dtype} tokens_max={tokens_max}"),
+        // Another path sums in another order: the last bits differ.
+        path => format!("dtype={dtype} path={path} tokens_max={tokens_max}"),
+    };
     Ok(Model {
-        digest: digest::of(&files, &format!("dtype={} tokens_max={tokens_max}", config.dtype)),
+        digest: digest::of(&files, &settings),
         task: config.task,
         tokens_max,
         device: device::name(&device),
+        path: path.to_string(),
+        dtype,
         encodings_at_once: device::encodings_at_once(&device),
         tokenizer: Arc::new(tokenizer),
-        encoder: Box::new(encoder::BertEncoder::new(files, &bert, config.dtype, device)?),
+        encoder: match path {
+            #[cfg(target_arch = "x86_64")]
+            CpuPath::Avx512 | CpuPath::Avx2 => cpu::encoder(files, &bert, path, dtype)?,
+            _ => Box::new(encoder::BertEncoder::new(files, &bert, dtype, device)?),
+        },
     })
 }

@@ -451,7 +451,7 @@ mod tests {
     use topics::{Append, TopicSpec, local::LocalTopics};
 
     use super::*;
-    use crate::model::{DeviceChoice, ModelConfig, load};
+    use crate::model::{CpuPath, DeviceChoice, ModelConfig, load};
 
     fn service(topics: Arc<dyn Topics>, names: TopicNames) -> Service {
         let config = Config {
@@ -470,7 +470,7 @@ mod tests {
         let model: ModelConfig =
             serde_json::from_value(serde_json::json!({ "source": "passthrough:8" })).unwrap();
         let served = Served {
-            model: load(&name, &model, DeviceChoice::Cpu).unwrap(),
+            model: load(&name, &model, DeviceChoice::Cpu, CpuPath::Auto).unwrap(),
             terms: ModelTerms {
                 task: Task::Embed,
                 price_per_device_second: Decimal::ZERO,

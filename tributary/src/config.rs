@@ -158,6 +158,7 @@ pub(crate) struct ProcessorSection {
     pub(crate) group: String,
     pub(crate) pool: Pool,
     pub(crate) device: processor::model::DeviceChoice,
+    pub(crate) cpu_path: processor::model::CpuPath,
     pub(crate) delivery: Delivery,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) device_cores: Option<NonZeroUsize>,

@@ -266,7 +266,7 @@ async fn processor(
     policies: watch::Receiver<Arc<Policies>>,
 ) -> anyhow::Result<processor::Service> {
     let models = config.models_of(&config.processor.pool);
-    let device = config.processor.device;
+    let (device, cpu_path) = (config.processor.device, config.processor.cpu_path);
     // Processors that share a working directory are of other pools or instances.
     let name = format!("{}-{}", config.processor.pool, config.topics.instance);
     let folder = config.processor.attempts_path.join(name);
@@ -281,8 +281,8 @@ async fn processor(
             .into_iter()
             .map(|(name, section)| {
                 let began = std::time::Instant::now();
-                let model = processor::model::load(&name, &section.model(), device)?;
-                tracing::info!(model = %name, digest = %model.digest, seconds = began.elapsed().as_secs_f64(), "model loaded");
+                let model = processor::model::load(&name, &section.model(), device, cpu_path)?;
+                tracing::info!(model = %name, digest = %model.digest, device = model.device, path = model.path, dtype = %model.dtype, seconds = began.elapsed().as_secs_f64(), "model loaded");
                 Ok((name, processor::Served { model, terms: section.terms() }))
             })
             .collect()

@@ -21,13 +21,13 @@ pub(super) struct Config {
     model_type: String,
     pub(super) vocab_size: usize,
     pub(super) hidden_size: usize,
-    num_hidden_layers: usize,
-    num_attention_heads: usize,
-    intermediate_size: usize,
+    pub(super) num_hidden_layers: usize,
+    pub(super) num_attention_heads: usize,
+    pub(super) intermediate_size: usize,
     hidden_act: String,
     pub(super) max_position_embeddings: usize,
-    type_vocab_size: usize,
-    layer_norm_eps: f64,
+    pub(super) type_vocab_size: usize,
+    pub(super) layer_norm_eps: f64,
     #[serde(default)]
     position_embedding_type: PositionEmbedding,
     #[serde(default)]
@@ -82,6 +82,11 @@ impl Config {
         }
         Ok(())
     }
+
+    /// What stands between the two layers of the feed-forward part, of a configuration that was checked.
+    pub(super) fn activation(&self) -> Activation {
+        Activation::named(&self.hidden_act).expect("the configuration was checked")
+    }
 }
 
 /// The texts of a micro-batch that stand side by side and have the same length.
@@ -134,13 +139,9 @@ pub(super) struct Bert {
 }
 
 impl Bert {
-    /// Takes the weights out of `vb`, which may or may not have them under `bert.`. `config` is checked.
+    /// Takes the weights out of `vb`. `config` is checked.
     pub(super) fn load(config: &Config, vb: &VarBuilder) -> Result<Self> {
-        let vb = if vb.contains_tensor("bert.embeddings.word_embeddings.weight") {
-            vb.pp("bert")
-        } else {
-            vb.clone()
-        };
+        let vb = root(vb);
         let layers = vb.pp("encoder").pp("layer");
         Ok(Self {
             embeddings: Embeddings::load(config, &vb.pp("embeddings"))?,
@@ -202,7 +203,7 @@ impl Layer {
             attention: Attention::load(config, &vb.pp("attention"))?,
             attention_norm: norm(config, &vb.pp("attention").pp("output").pp("LayerNorm"))?,
             intermediate: linear(width, inner, &vb.pp("intermediate").pp("dense"))?,
-            activation: Activation::named(&config.hidden_act).expect("the configuration was checked"),
+            activation: config.activation(),
             output: linear(inner, width, &vb.pp("output").pp("dense"))?,
             output_norm: norm(config, &vb.pp("output").pp("LayerNorm"))?,
         })
@@ -270,7 +271,7 @@ impl Attention {
 
 /// What stands between the two layers of the feed-forward part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Activation {
+pub(super) enum Activation {
     Gelu,
     GeluTanh,
     Relu,
@@ -297,6 +298,15 @@ impl Activation {
     }
 }
 
+/// Where the weights begin: under `bert.`, or not.
+pub(super) fn root<'a>(vb: &VarBuilder<'a>) -> VarBuilder<'a> {
+    if vb.contains_tensor("bert.embeddings.word_embeddings.weight") {
+        vb.pp("bert")
+    } else {
+        vb.clone()
+    }
+}
+
 fn linear(inputs: usize, outputs: usize, vb: &VarBuilder) -> Result<Linear> {
     Ok(Linear::new(
         vb.get((outputs, inputs), "weight")?,
@@ -305,12 +315,16 @@ fn linear(inputs: usize, outputs: usize, vb: &VarBuilder) -> Result<Linear> {
 }
 
 /// The oldest checkpoints call weight and bias of a layer norm gamma and beta.
-fn norm(config: &Config, vb: &VarBuilder) -> Result<LayerNorm> {
-    let (weight, bias) = if vb.contains_tensor("gamma") {
+pub(super) fn norm_names(vb: &VarBuilder) -> (&'static str, &'static str) {
+    if vb.contains_tensor("gamma") {
         ("gamma", "beta")
     } else {
         ("weight", "bias")
-    };
+    }
+}
+
+fn norm(config: &Config, vb: &VarBuilder) -> Result<LayerNorm> {
+    let (weight, bias) = norm_names(vb);
     let width = config.hidden_size;
     Ok(LayerNorm::new(
         vb.get(width, weight)?,

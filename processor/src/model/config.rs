@@ -33,8 +33,12 @@ pub enum Dtype {
     F32,
     /// IEEE 754 with 16 bits; on CUDA only.
     F16,
-    /// The upper half of an `f32`; on CUDA only.
+    /// The upper half of an `f32`; on CUDA, and on CPUs with AVX-512 BF16.
     Bf16,
+    /// 8 bits with a scale for each token and for each output; on CPUs with AVX-512 VNNI.
+    Int8,
+    /// The fastest of those that stay as close to `f32` as a stated floor: on a CPU `bf16` where it has it, else `f32`.
+    Auto,
 }
 
 impl fmt::Display for Dtype {
@@ -43,6 +47,8 @@ impl fmt::Display for Dtype {
             Self::F32 => "f32",
             Self::F16 => "f16",
             Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
+            Self::Auto => "auto",
         })
     }
 }
@@ -58,6 +64,32 @@ pub enum DeviceChoice {
     Cpu,
     /// The first NVIDIA GPU.
     Cuda,
+}
+
+/// Which code runs a model on a CPU.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CpuPath {
+    /// What the environment variable `TRIBUTARY_CPU_PATH` says, or the fastest that this CPU has.
+    #[default]
+    Auto,
+    /// Kernels of our own for AVX-512: `f32`, and `bf16` and `int8` where the CPU has BF16 and VNNI.
+    Avx512,
+    /// Kernels of our own for AVX2 with FMA: `f32`.
+    Avx2,
+    /// candle, on any CPU: `f32`.
+    Candle,
+}
+
+impl fmt::Display for CpuPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Avx512 => "avx512",
+            Self::Avx2 => "avx2",
+            Self::Candle => "candle",
+        })
+    }
 }
 
 #[cfg(test)]

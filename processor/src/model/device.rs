@@ -6,17 +6,12 @@ use candle_core::{DType, Device, DeviceLocation};
 
 use super::{DeviceChoice, Dtype, Fault};
 
-pub(super) fn resolve(choice: DeviceChoice, dtype: Dtype) -> Result<Device, Fault> {
-    let device = match choice {
-        DeviceChoice::Cpu => Device::Cpu,
-        DeviceChoice::Cuda => cuda()?,
-        DeviceChoice::Auto => cuda().unwrap_or(Device::Cpu),
-    };
-    if device.is_cpu() && dtype != Dtype::F32 {
-        let problem = format!("dtype `{dtype}` needs CUDA, and the device is the CPU: use `f32`");
-        return Err(Fault::Setting { problem });
+pub(super) fn resolve(choice: DeviceChoice) -> Result<Device, Fault> {
+    match choice {
+        DeviceChoice::Cpu => Ok(Device::Cpu),
+        DeviceChoice::Cuda => cuda(),
+        DeviceChoice::Auto => Ok(cuda().unwrap_or(Device::Cpu)),
     }
-    Ok(device)
 }
 
 fn cuda() -> Result<Device, Fault> {
@@ -46,11 +41,24 @@ pub(super) fn encodings_at_once(device: &Device) -> NonZeroUsize {
     }
 }
 
+/// What candle computes with on CUDA. `auto` is `f32` there: no floor is stated for the others.
+pub(super) fn dtype_on_cuda(dtype: Dtype) -> Result<Dtype, Fault> {
+    match dtype {
+        Dtype::Auto => Ok(Dtype::F32),
+        Dtype::Int8 => Err(Fault::Setting {
+            problem: "dtype `int8` needs a CPU, and the device is CUDA: use `f32`, `bf16` or `f16`"
+                .to_owned(),
+        }),
+        dtype => Ok(dtype),
+    }
+}
+
 pub(super) fn dtype(dtype: Dtype) -> DType {
     match dtype {
         Dtype::F32 => DType::F32,
         Dtype::F16 => DType::F16,
         Dtype::Bf16 => DType::BF16,
+        Dtype::Int8 | Dtype::Auto => unreachable!("candle is given only what it has"),
     }
 }
 
@@ -58,23 +66,11 @@ pub(super) fn dtype(dtype: Dtype) -> DType {
 mod tests {
     use super::*;
 
-    #[test]
-    fn half_precision_is_refused_on_the_cpu() {
-        assert!(resolve(DeviceChoice::Cpu, Dtype::F32).is_ok());
-        for dtype in [Dtype::F16, Dtype::Bf16] {
-            let fault = resolve(DeviceChoice::Cpu, dtype).unwrap_err();
-            assert_eq!(
-                fault.to_string(),
-                format!("dtype `{dtype}` needs CUDA, and the device is the CPU: use `f32`")
-            );
-        }
-    }
-
     #[cfg(not(feature = "cuda"))]
     #[test]
     fn a_build_without_cuda_says_how_to_get_it_and_runs_on_the_cpu_when_left_to_choose() {
-        let fault = resolve(DeviceChoice::Cuda, Dtype::F32).unwrap_err();
+        let fault = resolve(DeviceChoice::Cuda).unwrap_err();
         assert!(fault.to_string().contains("feature `cuda`"), "{fault}");
-        assert!(resolve(DeviceChoice::Auto, Dtype::F32).unwrap().is_cpu());
+        assert!(resolve(DeviceChoice::Auto).unwrap().is_cpu());
     }
 }

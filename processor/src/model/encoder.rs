@@ -29,7 +29,7 @@ impl BertEncoder {
     ) -> Result<Self, Fault> {
         Ok(Self {
             pooling: Pooling::read(&files, config.hidden_size)?,
-            bert: weights(files.weights, config, dtype, &device)?,
+            bert: weights(files.weights, dtype, &device, |vb| Bert::load(config, vb))?,
             config: config.clone(),
             device,
         })
@@ -50,29 +50,6 @@ impl BertEncoder {
             .collect::<candle_core::Result<Vec<_>>>()?;
         Tensor::cat(&pooled, 0)?.to_vec2()
     }
-
-    /// What candle would answer with a panic, or on a GPU with nonsense.
-    fn check(&self, texts: &[Tokens]) -> Result<(), EncodeError> {
-        let bert::Config {
-            vocab_size,
-            max_position_embeddings,
-            ..
-        } = self.config;
-        for (position, text) in texts.iter().enumerate() {
-            let tokens = text.ids.len();
-            if tokens == 0 || tokens > max_position_embeddings {
-                return Err(failed(format!(
-                    "text {position} has {tokens} tokens, and 1 to {max_position_embeddings} can be read"
-                )));
-            }
-            if let Some(id) = text.ids.iter().find(|&&id| id as usize >= vocab_size) {
-                return Err(failed(format!(
-                    "text {position} has the token {id}, and the vocabulary has {vocab_size}"
-                )));
-            }
-        }
-        Ok(())
-    }
 }
 
 impl Encoder for BertEncoder {
@@ -84,17 +61,40 @@ impl Encoder for BertEncoder {
         if texts.is_empty() {
             return Ok(Vec::new());
         }
-        self.check(texts)?;
-        let vectors = self.run(texts).map_err(|error| classify(&words(error), texts))?;
-        match vectors
-            .iter()
-            .position(|vector| vector.iter().any(|x| !x.is_finite()))
-        {
-            None => Ok(vectors),
-            Some(position) => Err(failed(format!(
-                "the vector of text {position} has a number that is not finite"
-            ))),
+        check(&self.config, texts)?;
+        finite(self.run(texts).map_err(|error| classify(&words(error), texts))?)
+    }
+}
+
+/// Refuses what a model would answer with a panic, or on a GPU with nonsense.
+pub(super) fn check(config: &bert::Config, texts: &[Tokens]) -> Result<(), EncodeError> {
+    let (vocabulary, window) = (config.vocab_size, config.max_position_embeddings);
+    for (position, text) in texts.iter().enumerate() {
+        let tokens = text.ids.len();
+        if tokens == 0 || tokens > window {
+            return Err(failed(format!(
+                "text {position} has {tokens} tokens, and 1 to {window} can be read"
+            )));
         }
+        if let Some(id) = text.ids.iter().find(|&&id| id as usize >= vocabulary) {
+            return Err(failed(format!(
+                "text {position} has the token {id}, and the vocabulary has {vocabulary}"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses vectors of which one has a number that is none.
+pub(super) fn finite(vectors: Vec<Vec<f32>>) -> Result<Vec<Vec<f32>>, EncodeError> {
+    match vectors
+        .iter()
+        .position(|vector| vector.iter().any(|x| !x.is_finite()))
+    {
+        None => Ok(vectors),
+        Some(position) => Err(failed(format!(
+            "the vector of text {position} has a number that is not finite"
+        ))),
     }
 }
 
@@ -119,7 +119,13 @@ fn classify(message: &str, texts: &[Tokens]) -> EncodeError {
     }
 }
 
-fn weights(file: File, config: &bert::Config, dtype: Dtype, device: &Device) -> Result<Bert, Fault> {
+/// Makes an encoder of the weights in `file`.
+pub(super) fn weights<T>(
+    file: File,
+    dtype: Dtype,
+    device: &Device,
+    load: impl FnOnce(&VarBuilder) -> candle_core::Result<T>,
+) -> Result<T, Fault> {
     let File { path, bytes, .. } = file;
     let malformed = |problem| Fault::Malformed {
         path: path.clone(),
@@ -132,8 +138,7 @@ fn weights(file: File, config: &bert::Config, dtype: Dtype, device: &Device) -> 
             "is cut off or is no safetensors file ({length} bytes, {words}): get it again"
         ))
     })?;
-    Bert::load(config, &vb)
-        .map_err(|error| malformed(format!("does not fit its config.json: {}", words(error))))
+    load(&vb).map_err(|error| malformed(format!("does not fit its config.json: {}", words(error))))
 }
 
 /// What candle says, without the backtrace that it puts into its message where `RUST_BACKTRACE` is set.

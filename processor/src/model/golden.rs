@@ -1,7 +1,7 @@
 //! The model's tests against the reference implementation's numbers, in `golden/`. Each is written once, as a function of
 //! the device.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use proptest::{
     prelude::*,
@@ -12,7 +12,9 @@ use serde::Deserialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use super::{DeviceChoice, Dtype, EncodeError, LoadError, Model, ModelConfig, Tokenizer, Tokens, load};
+use super::{
+    CpuPath, DeviceChoice, Dtype, EncodeError, LoadError, Model, ModelConfig, Tokenizer, Tokens, load, path,
+};
 
 const SMALL: [&str; 4] = ["cls", "mean", "max", "bare"];
 const COSINE_MIN: f64 = 0.999_99;
@@ -62,10 +64,54 @@ fn try_open(source: &str, tokens_max: Option<usize>, device: DeviceChoice) -> Re
         dtype: Dtype::F32,
         tokens_max,
     };
-    load(&ModelName::new("golden").unwrap(), &config, device)
+    load(&ModelName::new("golden").unwrap(), &config, device, CpuPath::Auto)
 }
 
-fn open(folder: &std::path::Path, device: DeviceChoice) -> Model {
+/// The model on the CPU, by one path and with one kind of number.
+pub(super) fn open_by(folder: &Path, path: CpuPath, dtype: Dtype) -> Model {
+    let config = ModelConfig {
+        source: folder.to_str().unwrap().to_owned(),
+        task: Default::default(),
+        dtype,
+        tokens_max: None,
+    };
+    let model = load(
+        &ModelName::new("golden").unwrap(),
+        &config,
+        DeviceChoice::Cpu,
+        path,
+    )
+    .unwrap();
+    assert_eq!(
+        (model.path.as_str(), model.dtype),
+        (path.to_string().as_str(), dtype)
+    );
+    model
+}
+
+/// The model in 32 bits: on the CPU by each path that it has.
+fn open_all(folder: &Path, device: DeviceChoice) -> Vec<Model> {
+    match device {
+        DeviceChoice::Cpu => {
+            let offers = path::offers().into_iter();
+            offers
+                .map(|offer| open_by(folder, offer.path, Dtype::F32))
+                .collect()
+        }
+        device => vec![open(folder, device)],
+    }
+}
+
+/// Each path of kernels of our own, with each kind of number that it has.
+pub(super) fn own_paths() -> Vec<(CpuPath, Dtype)> {
+    let own = path::offers()
+        .into_iter()
+        .filter(|offer| offer.path != CpuPath::Candle);
+    own.flat_map(|offer| offer.dtypes.into_iter().map(move |dtype| (offer.path, dtype)))
+        .collect()
+}
+
+fn open(folder: &Path, device: DeviceChoice) -> Model {
     try_open(folder.to_str().unwrap(), None, device).unwrap()
 }
 
@@ -150,20 +196,24 @@ fn tokenize(tokenizer: &dyn Tokenizer, answers: &[Answer]) -> Vec<Tokens> {
         .collect()
 }
 
-fn assert_same(ours: &[f32], theirs: &[f32], of: &str) {
-    assert_eq!(ours.len(), theirs.len(), "{of}");
-    let difference = ours
-        .iter()
-        .zip(theirs)
-        .map(|(a, b)| (a - b).abs())
-        .fold(0.0, f32::max);
+pub(super) fn cosine(a: &[f32], b: &[f32]) -> f64 {
     let dot = |a: &[f32], b: &[f32]| {
         a.iter()
             .zip(b)
             .map(|(&a, &b)| f64::from(a) * f64::from(b))
             .sum::<f64>()
     };
-    let cosine = dot(ours, theirs) / (dot(ours, ours) * dot(theirs, theirs)).sqrt();
+    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+}
+
+pub(super) fn assert_same(ours: &[f32], theirs: &[f32], of: &str) {
+    assert_eq!(ours.len(), theirs.len(), "{of}");
+    let difference = ours
+        .iter()
+        .zip(theirs)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, f32::max);
+    let cosine = cosine(ours, theirs);
     assert!(
         difference < DIFFERENCE_MAX && cosine > COSINE_MIN,
         "difference {difference:e}, cosine {cosine}: {of:.80}"
@@ -209,10 +259,12 @@ fn agrees_in_any_mix(model: &Model, answers: &[Answer], mixes: u32) {
 
 fn small_models_agree(device: DeviceChoice) {
     for name in SMALL {
-        let (model, answers) = (open(&folder(name), device), small_answers(name));
-        agrees(&model, &answers, 1);
-        agrees(&model, &answers, answers.len());
-        agrees_in_any_mix(&model, &answers, 100);
+        let answers = small_answers(name);
+        for model in open_all(&folder(name), device) {
+            agrees(&model, &answers, 1);
+            agrees(&model, &answers, answers.len());
+            agrees_in_any_mix(&model, &answers, 100);
+        }
     }
 }
 
@@ -223,11 +275,13 @@ on_each_device!(
 );
 
 fn minilm_agrees(device: DeviceChoice) {
-    let (model, answers) = (open(&minilm(), device), demo_answers());
+    let answers = demo_answers();
     assert!(answers.len() > 500, "the demo has only {} texts", answers.len());
-    agrees(&model, &answers, 1);
-    agrees(&model, &answers, 32);
-    agrees_in_any_mix(&model, &answers, 8);
+    for model in open_all(&minilm(), device) {
+        agrees(&model, &answers, 1);
+        agrees(&model, &answers, 32);
+        agrees_in_any_mix(&model, &answers, 8);
+    }
 }
 
 on_each_device!(
@@ -235,6 +289,77 @@ on_each_device!(
     minilm_agrees_with_the_reference_on_every_text_of_the_demo_on_the_cpu,
     minilm_agrees_with_the_reference_on_every_text_of_the_demo_on_cuda
 );
+
+#[test]
+fn fewer_bits_stay_above_their_floors_on_every_text_of_the_demo() {
+    let answers = demo_answers();
+    for (path, dtype) in own_paths() {
+        let (mean_min, worst_min) = match dtype {
+            Dtype::Bf16 => (0.9999, 0.999),
+            Dtype::Int8 => (0.998, 0.99),
+            _ => continue,
+        };
+        let model = open_by(&minilm(), path, dtype);
+        let tokens = tokenize(&*model.tokenizer, &answers);
+        let vectors = model.encoder.encode(&tokens).unwrap();
+        let cosines: Vec<f64> = vectors
+            .iter()
+            .zip(&answers)
+            .map(|(vector, answer)| cosine(vector, &answer.vector))
+            .collect();
+        let mean = cosines.iter().sum::<f64>() / cosines.len() as f64;
+        let worst = cosines.iter().copied().fold(1.0, f64::min);
+        assert!(
+            mean >= mean_min && worst >= worst_min,
+            "{path} {dtype}: mean {mean}, worst {worst}"
+        );
+    }
+}
+
+/// The same bits alone and in random choices of texts, in any order and with repetitions.
+fn is_the_same_in_any_company(model: &Model, answers: &[Answer], mixes: u32) {
+    let tokens = tokenize(&*model.tokenizer, answers);
+    let alone: Vec<_> = tokens
+        .iter()
+        .map(|text| {
+            model
+                .encoder
+                .encode(std::slice::from_ref(text))
+                .unwrap()
+                .remove(0)
+        })
+        .collect();
+    let mut runner = TestRunner::new(Config {
+        cases: mixes,
+        failure_persistence: None,
+        ..Config::default()
+    });
+    runner
+        .run(&prop::collection::vec(0..answers.len(), 1..40), |mix| {
+            let batch: Vec<_> = mix.iter().map(|&text| tokens[text].clone()).collect();
+            let vectors = model.encoder.encode(&batch).unwrap();
+            for (vector, &text) in vectors.iter().zip(&mix) {
+                let same = vector
+                    .iter()
+                    .zip(&alone[text])
+                    .all(|(a, b)| a.to_bits() == b.to_bits());
+                prop_assert!(same, "{} {}: {:.80}", model.path, model.dtype, answers[text].text);
+            }
+            Ok(())
+        })
+        .unwrap();
+}
+
+#[test]
+fn neighbours_do_not_change_a_bit_on_paths_of_our_own() {
+    let demo = demo_answers();
+    for (path, dtype) in own_paths() {
+        for name in SMALL {
+            is_the_same_in_any_company(&open_by(&folder(name), path, dtype), &small_answers(name), 100);
+        }
+        is_the_same_in_any_company(&open_by(&minilm(), path, dtype), &demo[..100], 6);
+    }
+}
 
 #[cfg(feature = "cuda")]
 #[test]
@@ -247,7 +372,13 @@ fn half_precision_on_cuda_stays_close_to_the_reference() {
             dtype,
             tokens_max: None,
         };
-        let model = load(&ModelName::new("golden").unwrap(), &config, DeviceChoice::Cuda).unwrap();
+        let model = load(
+            &ModelName::new("golden").unwrap(),
+            &config,
+            DeviceChoice::Cuda,
+            CpuPath::Auto,
+        )
+        .unwrap();
         let answers = demo_answers();
         let tokens = tokenize(&*model.tokenizer, &answers);
         for (tokens, answers) in tokens.chunks(32).zip(answers.chunks(32)) {
@@ -316,6 +447,15 @@ fn the_digest_is_that_of_the_files_and_settings_and_not_of_the_place() {
     let digest = open(copy.path(), device).digest;
     assert_eq!(digest, open(&folder("cls"), device).digest);
     assert_ne!(digest, open(&folder("mean"), device).digest);
+    for (path, dtype) in own_paths() {
+        let by = |path| open_by(copy.path(), path, Dtype::F32).digest;
+        assert_ne!(by(CpuPath::Candle), by(path), "{path}");
+        assert_eq!(
+            by(path) == open_by(copy.path(), path, dtype).digest,
+            dtype == Dtype::F32,
+            "{dtype}"
+        );
+    }
     assert_ne!(
         digest,
         try_open(copy.path().to_str().unwrap(), Some(20), device)
@@ -332,20 +472,23 @@ fn the_digest_is_that_of_the_files_and_settings_and_not_of_the_place() {
 
 #[test]
 fn tokens_that_the_model_cannot_read_fail_with_their_position() {
-    let model = open(&folder("cls"), DeviceChoice::Cpu);
     let text = |ids: Vec<u32>| Tokens {
         ids,
         truncated: false,
     };
-    assert_eq!(model.encoder.encode(&[]), Ok(Vec::new()));
-    for (ids, complaint) in [
-        (vec![], "text 1 has 0 tokens"),
-        (vec![5; 49], "text 1 has 49 tokens, and 1 to 48 can be read"),
-        (vec![2, 4_000_000_000, 3], "text 1 has the token 4000000000"),
-    ] {
-        let error = model.encoder.encode(&[text(vec![2, 3]), text(ids)]).unwrap_err();
-        assert!(matches!(error, EncodeError::Failed { .. }));
-        assert!(error.to_string().contains(complaint), "{error}");
+    let candle = (CpuPath::Candle, Dtype::F32);
+    for (path, dtype) in own_paths().into_iter().chain([candle]) {
+        let model = open_by(&folder("cls"), path, dtype);
+        assert_eq!(model.encoder.encode(&[]), Ok(Vec::new()));
+        for (ids, complaint) in [
+            (vec![], "text 1 has 0 tokens"),
+            (vec![5; 49], "text 1 has 49 tokens, and 1 to 48 can be read"),
+            (vec![2, 4_000_000_000, 3], "text 1 has the token 4000000000"),
+        ] {
+            let error = model.encoder.encode(&[text(vec![2, 3]), text(ids)]).unwrap_err();
+            assert!(matches!(error, EncodeError::Failed { .. }));
+            assert!(error.to_string().contains(complaint), "{error}");
+        }
     }
 }
 
@@ -436,16 +579,18 @@ fn a_damaged_folder_is_refused_with_the_file_and_what_is_wrong_with_it() {
     let copy = tempfile::tempdir().unwrap();
     copy_of("cls", copy.path());
     std::fs::write(copy.path().join("model.safetensors"), not_finite).unwrap();
-    let error = open(copy.path(), DeviceChoice::Cpu).encoder.encode(&[Tokens {
-        ids: vec![2, 3],
-        truncated: false,
-    }]);
-    assert!(
-        error
-            .unwrap_err()
-            .to_string()
-            .contains("the vector of text 0 has a number that is not finite")
-    );
+    let candle = (CpuPath::Candle, Dtype::F32);
+    for (path, dtype) in own_paths().into_iter().chain([candle]) {
+        let error = open_by(copy.path(), path, dtype).encoder.encode(&[Tokens {
+            ids: vec![2, 3],
+            truncated: false,
+        }]);
+        assert_eq!(
+            error.unwrap_err().to_string(),
+            "the model cannot answer: the vector of text 0 has a number that is not finite",
+            "{path} {dtype}"
+        );
+    }
 }
 
 #[test]
@@ -456,7 +601,7 @@ fn a_stand_in_needs_no_files() {
     assert_eq!(model.encoder.encode(&[tokens]).unwrap()[0].len(), 384);
 }
 
-fn copy_of(name: &str, to: &std::path::Path) {
+fn copy_of(name: &str, to: &Path) {
     std::fs::create_dir(to.join("1_Pooling")).unwrap();
     for file in [
         "config.json",

@@ -2,7 +2,7 @@
 
 use std::{num::NonZeroUsize, sync::Arc};
 
-use super::{EncodeError, Encoder, Model, ModelConfig, TokenizeError, Tokenizer, Tokens, digest};
+use super::{Dtype, EncodeError, Encoder, Model, ModelConfig, TokenizeError, Tokenizer, Tokens, digest};
 
 /// Special tokens that a model of the BERT family adds to each text.
 const SPECIAL_TOKENS: usize = 2;
@@ -16,6 +16,8 @@ pub(super) fn model(dimension: usize, config: &ModelConfig) -> Model {
         task: config.task,
         tokens_max,
         device: "cpu".to_owned(),
+        path: "passthrough".to_owned(),
+        dtype: Dtype::F32,
         tokenizer: Arc::new(Counter { tokens_max }),
         encoder: Box::new(Noise { dimension }),
         encodings_at_once: NonZeroUsize::MIN,

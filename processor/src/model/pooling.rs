@@ -78,6 +78,17 @@ impl Pooling {
             Ok(pooled)
         }
     }
+
+    /// The same of the token vectors of one text, which has at least one.
+    pub(super) fn pool_rows<'a>(&self, rows: impl Iterator<Item = &'a [f32]> + Clone) -> Vec<f32> {
+        let modes = self.modes.iter();
+        let mut pooled: Vec<f32> = modes.flat_map(|mode| mode.pool_rows(rows.clone())).collect();
+        if self.normalise {
+            let norm = pooled.iter().map(|x| x * x).sum::<f32>().sqrt().max(NORM_MIN);
+            pooled.iter_mut().for_each(|x| *x /= norm);
+        }
+        pooled
+    }
 }
 
 fn modes(file: &File, width: usize) -> std::result::Result<Vec<Mode>, Fault> {
@@ -140,6 +151,36 @@ impl Mode {
             Self::Mean => hidden.sum(1)? / tokens,
             Self::MeanSqrtLength => hidden.sum(1)? / tokens.sqrt(),
         }
+    }
+
+    fn pool_rows<'a>(self, mut rows: impl Iterator<Item = &'a [f32]> + Clone) -> Vec<f32> {
+        let tokens = rows.clone().count() as f32;
+        let mut pooled = rows.next().expect("a text has tokens").to_vec();
+        let mut fold = |with: fn(f32, f32) -> f32| {
+            for row in rows.by_ref() {
+                pooled
+                    .iter_mut()
+                    .zip(row)
+                    .for_each(|(to, &from)| *to = with(*to, from));
+            }
+        };
+        let divisor = match self {
+            Self::First => 1.0,
+            Self::Max => {
+                fold(f32::max);
+                1.0
+            }
+            Self::Mean => {
+                fold(|a, b| a + b);
+                tokens
+            }
+            Self::MeanSqrtLength => {
+                fold(|a, b| a + b);
+                tokens.sqrt()
+            }
+        };
+        pooled.iter_mut().for_each(|x| *x /= divisor);
+        pooled
     }
 }
 

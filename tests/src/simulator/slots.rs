@@ -7,7 +7,7 @@ use std::{
 };
 
 use ingest::identity::Identity;
-use processor::model::{DeviceChoice, load};
+use processor::model::{CpuPath, DeviceChoice, load};
 use schemas::{Policies, Pool, Tenant};
 use sink::Store;
 use tokio::{
@@ -222,7 +222,8 @@ fn processor(
     let model =
         serde_json::from_value(serde_json::json!({ "source": "passthrough:4" })).expect("a source is enough");
     let served = processor::Served {
-        model: load(&minilm(), &model, DeviceChoice::Cpu).expect("the stand-in needs no files"),
+        model: load(&minilm(), &model, DeviceChoice::Cpu, CpuPath::Auto)
+            .expect("the stand-in needs no files"),
         terms: scene.policies.models[&minilm()].clone(),
     };
     let models = BTreeMap::from([(minilm(), served)]);

@@ -1,0 +1,70 @@
+//! Kernels of our own for CPUs of the x86-64 kind.
+//!
+//! ```text
+//! isa ─▶ format ─▶ kernel ◀─ panels        one register block over f32, bf16 and int8, under AVX-512 or AVX2
+//!                    │
+//!         epilogue ──┼── attention
+//!                    ▼
+//!                 encoder                  all tokens of a micro-batch as rows of one matrix
+//! ```
+//!
+//! What the CPU has is a value that cannot be made where it lacks it; with one in hand all but the innermost loop is safe.
+
+mod attention;
+mod encoder;
+mod epilogue;
+mod format;
+mod isa;
+mod kernel;
+mod matrix;
+mod panels;
+
+use candle_core::Device;
+use candle_nn::VarBuilder;
+
+use super::{CpuPath, Dtype, Encoder, Fault, bert, encoder::weights, folder::Files, pooling::Pooling};
+use encoder::CpuEncoder;
+use format::{Bf16, Format, Int8, Single};
+use isa::{Avx2, Avx512};
+
+/// What this CPU has, the fastest first.
+pub(super) fn offers() -> Vec<(CpuPath, Vec<Dtype>)> {
+    fn has<F: Format>(dtype: Dtype) -> Option<Dtype> {
+        F::detect().map(|_| dtype)
+    }
+    let avx512 = [
+        has::<Single<Avx512>>(Dtype::F32),
+        has::<Bf16>(Dtype::Bf16),
+        has::<Int8>(Dtype::Int8),
+    ];
+    let avx2 = has::<Single<Avx2>>(Dtype::F32);
+    [
+        (CpuPath::Avx512, avx512.into_iter().flatten().collect::<Vec<_>>()),
+        (CpuPath::Avx2, avx2.into_iter().collect()),
+    ]
+    .into_iter()
+    .filter(|(_, dtypes)| !dtypes.is_empty())
+    .collect()
+}
+
+/// An encoder with the weights of `files`; the files are let go once it has them. `path` and `dtype` are of the [`offers`].
+pub(super) fn encoder(
+    files: Files,
+    config: &bert::Config,
+    path: CpuPath,
+    dtype: Dtype,
+) -> Result<Box<dyn Encoder>, Fault> {
+    match (path, dtype) {
+        (CpuPath::Avx512, Dtype::Bf16) => load::<Bf16>(files, config),
+        (CpuPath::Avx512, Dtype::Int8) => load::<Int8>(files, config),
+        (CpuPath::Avx512, _) => load::<Single<Avx512>>(files, config),
+        _ => load::<Single<Avx2>>(files, config),
+    }
+}
+
+fn load<F: Format>(files: Files, config: &bert::Config) -> Result<Box<dyn Encoder>, Fault> {
+    let format = F::detect().expect("the CPU offers it");
+    let pooling = Pooling::read(&files, config.hidden_size)?;
+    let load = |vb: &VarBuilder<'_>| CpuEncoder::load(format, config, pooling, vb);
+    Ok(Box::new(weights(files.weights, Dtype::F32, &Device::Cpu, load)?))
+}
