@@ -1,15 +1,19 @@
-"""sentence-transformers called bare, in 32 bits, on the texts of a file of jobs. Prints tokens and seconds as JSON.
+"""sentence-transformers called bare on the texts of a file of jobs. Prints tokens and seconds as JSON.
 
-    bare_reference.py MODEL JOBS
+    bare_reference.py MODEL JOBS [float32 | bfloat16]
 """
 
 import json
+import os
 import sys
 import time
 
+import torch
 from sentence_transformers import SentenceTransformer
 
-model = SentenceTransformer(sys.argv[1], device="cpu")
+torch.set_num_threads(len(os.sched_getaffinity(0)))
+dtype = getattr(torch, sys.argv[3] if len(sys.argv) > 3 else "float32")
+model = SentenceTransformer(sys.argv[1], device="cpu", model_kwargs={"dtype": dtype})
 with open(sys.argv[2]) as file:
     texts = [json.loads(line)["input"] for line in file]
 model.encode(texts[:64], batch_size=32)

@@ -12,7 +12,7 @@ import report
 from broker import Broker
 from places import CACHE, MODEL, ROOT, WORK
 from report import median, table
-from runs import run_bare, run_embedded, run_recovery, run_reference, run_script, run_services
+from runs import run_bare, run_embedded, run_peaks, run_quality, run_recovery, run_reference, run_script, run_services
 
 JOBS_PARTITIONS = 4
 
@@ -23,7 +23,7 @@ def main():
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
     if not args.no_build:
         build()
-    if args.bench in ("embedded", "kafka-model", "flood", "all"):
+    if args.bench in ("cpu", "embedded", "kafka-model", "flood", "all"):
         subprocess.run([sys.executable, ROOT / "models/fetch"], check=True)
     about = report.machine()
     print("\n".join(f"- {what}: {value}" for what, value in about.items()), flush=True)
@@ -44,8 +44,66 @@ def arguments():
 
 def build():
     # In one go, so that the bare loop runs the very same candle.
-    targets = ["-p", "tributary", "--bin", "tributary", "-p", "processor", "--example", "bare"]
+    targets = ["-p", "tributary", "--bin", "tributary", "-p", "processor", "--example", "bare", "--example", "peaks", "--example", "quality"]
     subprocess.run(["cargo", "build", "--release", *targets], check=True, cwd=ROOT)
+
+
+def cpu(args):
+    """The encoder alone, by each path and with each kind of number, beside candle and sentence-transformers on one core;
+    the share of what the core multiplies at most; and what fewer bits cost."""
+    rounds, count = (3, 500) if args.quick else (5, 1_000)
+    file = jobs.write(WORK / "cpu.jsonl", jobs.texts(), count)
+    cpus = sorted(os.sched_getaffinity(0))
+    one, two = cpus[-1:], cpus[-2:]
+    ways = {f"ours {path} {dtype}": ("--path", path, "--dtype", dtype) for path, dtype in OWN if f"{path} {dtype}" in run_peaks(one)}
+    runs, peaks = {}, {}
+
+    def add(what, run):
+        runs.setdefault(what, []).append(run)
+
+    for number in range(rounds):
+        for what, peak in run_peaks(one).items():
+            if what != "cpu_s":
+                peaks.setdefault(what, []).append(peak)
+        for what, options in ways.items():
+            add(what, run_bare(file, *options, "--cores", 1, cpus=one))
+            if len(two) == 2:
+                add(f"{what}, two cores", run_bare(file, *options, "--cores", 2, cpus=two))
+        add("candle f32", run_bare(file, "--path", "candle", "--cores", 1, cpus=one))
+        for dtype in ("float32", "bfloat16"):
+            add(f"sentence-transformers {dtype}", run_reference(file, dtype, cpus=one))
+        print(f"round {number + 1}: " + ", ".join(f"{what} {taken[-1]['tokens_per_s']:.0f}" for what, taken in runs.items()), flush=True)
+    first = next(iter(runs.values()))[0]
+    per_token = operations(first) / first["tokens"]
+    rows = []
+    for what, taken in runs.items():
+        per_s = [run["tokens_per_s"] for run in taken]
+
+        def times(other):
+            return f"{median(a / b['tokens_per_s'] for a, b in zip(per_s, runs[other])):.2f}"
+
+        alone = what.removesuffix(", two cores")
+        peak = peaks.get(alone.removeprefix("ours "))
+        share = f"{median(a * per_token / 1e9 / b for a, b in zip(per_s, peak)):.2f}" if peak and what == alone else ""
+        rows.append([what, f"{median(per_s):.0f}", times("candle f32"), times("sentence-transformers bfloat16"), share, times(alone) if what != alone else ""])
+    heads = ["", "tokens/s", "of candle f32", "of sentence-transformers bf16", "of the core's peak", "of one core"]
+    quality = run_quality()
+    bits = [[q["dtype"], f"{q['cosine_mean']:.6f}", f"{q['cosine_worst']:.5f}", f"{q['overlap_at_10']:.3f}"] for q in quality]
+    text = f"{count} jobs, {first['tokens']} tokens of {per_token / 1e6:.1f} million operations each, medians of {rounds} rounds; peaks of a core in G/s: "
+    text += ", ".join(f"{what} {median(taken):.0f}" for what, taken in peaks.items()) + "\n\n" + table(heads, rows)
+    text += "\n\n" + table(["the demo's texts", "cosine to f32, mean", "worst", "overlap at 10"], bits)
+    report.finish("cpu", {"jobs": count, "peaks": peaks, "runs": runs, "quality": quality, "operations_per_token": per_token}, text)
+
+
+OWN = [("avx2", "f32"), ("avx512", "f32"), ("avx512", "bf16"), ("avx512", "int8")]
+
+
+def operations(run):
+    """Additions and multiplications of the model's products over the texts of a run."""
+    config = json.loads((MODEL / "config.json").read_text())
+    width, inner, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
+    dense = 2 * (4 * width * width + 2 * width * inner)
+    return layers * (dense * run["tokens"] + 4 * width * run["tokens_squared"])
 
 
 def embedded(args):
@@ -217,7 +275,7 @@ def mib(size_bytes):
     return f"{size_bytes / 2**20:.0f}"
 
 
-BENCHES = {"embedded": embedded, "kafka-model": kafka_model, "passthrough": passthrough, "memory": memory, "guarantee": guarantee, "recovery": recovery, "scheduler": scheduler, "flood": flood.flood}
+BENCHES = {"cpu": cpu, "embedded": embedded, "kafka-model": kafka_model, "passthrough": passthrough, "memory": memory, "guarantee": guarantee, "recovery": recovery, "scheduler": scheduler, "flood": flood.flood}
 
 if __name__ == "__main__":
     CACHE.mkdir(parents=True, exist_ok=True)

@@ -34,12 +34,27 @@ def run_embedded(number, file, count, settings):
         setup.remove()
 
 
-def run_bare(file):
-    return said("bare", [TARGET / "examples/bare", "--folder", MODEL, "--jobs", file, "--batch-tokens", BATCH_TOKENS])
+def run_bare(file, *options, cpus=None):
+    command = [TARGET / "examples/bare", "--folder", MODEL, "--jobs", file, "--batch-tokens", BATCH_TOKENS, *options]
+    return said(" ".join(["bare", *map(str, options)]), pinned(command, cpus))
 
 
-def run_reference(file):
-    return said("bare reference", [sys.executable, HERE / "bare_reference.py", MODEL, file])
+def run_reference(file, dtype="float32", cpus=None):
+    return said(f"bare reference {dtype}", pinned([sys.executable, HERE / "bare_reference.py", MODEL, file, dtype], cpus))
+
+
+def run_peaks(cpus):
+    return said("peaks", pinned([TARGET / "examples/peaks"], cpus))
+
+
+def run_quality():
+    process = Process("quality", [TARGET / "examples/quality", MODEL])
+    process.must_succeed()
+    return [json.loads(line) for line in process.log.read_text().splitlines() if line.startswith("{")]
+
+
+def pinned(command, cpus):
+    return command if cpus is None else ["taskset", "--cpu-list", ",".join(map(str, cpus)), *command]
 
 
 def run_services(broker, name, model, count, settings, sample=False):

@@ -24,6 +24,12 @@ pub(super) trait Isa: Copy + Send + Sync + 'static {
     /// Compiles `work` for this instruction set.
     fn vectorize<W: Work>(self, work: W) -> W::Output;
 
+    /// Has the cache line there, if there is one, brought nearer.
+    #[inline(always)]
+    fn prefetch(self, line: *const u32) {
+        // SAFETY: a prefetch of any address is allowed, and every x86-64 has it.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
+    }
     fn splat(self, value: f32) -> Self::Vector;
     /// The first numbers of `from`.
     fn load(self, from: &[f32]) -> Self::Vector;

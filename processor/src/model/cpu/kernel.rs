@@ -125,6 +125,8 @@ impl<F: Format, E: Epilogue<F::Isa>> Product<'_, F, E> {
             let panel = &self.columns.lines[at / Line::WORDS * words..];
             columns[register] = panel.as_ptr().cast::<u32>().wrapping_add(at % Line::WORDS);
         }
+        // What the next block of columns will read comes from further away than the rows, which stay.
+        let next = REGISTERS * lanes / Line::WORDS * words * Line::WORDS;
         let mut offsets = [0; ROWS];
         for row in 0..ROWS {
             offsets[row] = row * stride;
@@ -135,6 +137,7 @@ impl<F: Format, E: Epilogue<F::Isa>> Product<'_, F, E> {
             for register in 0..REGISTERS {
                 // SAFETY: a line of each panel for each word, by the caller's word.
                 of_columns[register] = unsafe { format.load(columns[register]) };
+                format.isa().prefetch(columns[register].wrapping_add(next));
                 columns[register] = columns[register].wrapping_add(Line::WORDS);
             }
             for row in 0..ROWS {
