@@ -216,8 +216,9 @@ fn normalise<I: Isa>(isa: I, row: &mut [f32], norm: &Norm) {
         let values = isa.fma(off, isa.load(&norm.weight[at..]), isa.load(&norm.bias[at..]));
         isa.store(values, &mut row[at..]);
     }
-    for at in whole..row.len() {
-        row[at] = (row[at] - mean) * by * norm.weight[at] + norm.bias[at];
+    let rest = row[whole..].iter_mut().zip(&norm.weight[whole..]);
+    for ((value, weight), bias) in rest.zip(&norm.bias[whole..]) {
+        *value = (*value - mean) * by * weight + bias;
     }
 }
 

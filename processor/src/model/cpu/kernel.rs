@@ -111,6 +111,10 @@ impl<F: Format, E: Epilogue<F::Isa>> Product<'_, F, E> {
     /// # Safety
     /// `ROWS` rows from `row` and `REGISTERS` registers of columns from `column` are in bounds.
     #[inline(always)]
+    #[expect(
+        clippy::needless_range_loop,
+        reason = "arrays in step, with constant bounds, become registers"
+    )]
     unsafe fn block<const ROWS: usize, const REGISTERS: usize>(
         &mut self,
         row: usize,
