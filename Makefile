@@ -6,7 +6,7 @@ MODEL := .cache/models/all-MiniLM-L6-v2
 # The demo needs no Kafka client, no cloud and no hub: leaving them out saves minutes of its first build.
 LEAN := --no-default-features
 
-.PHONY: demo test simulate fuzz weights build stories conformance chaos lint arrows docs bench flood clean
+.PHONY: demo test test-gpu simulate fuzz weights build stories conformance chaos lint arrows docs bench flood clean
 
 CARGO_TARGET_DIR ?= target
 demo: weights ## Run three tenants' jobs through the whole pipeline
@@ -15,6 +15,9 @@ demo: weights ## Run three tenants' jobs through the whole pipeline
 
 test: weights ## Run every test that needs nothing but this machine
 	cargo test $(CARGO_PROFILE) --workspace --exclude stories $(LEAN)
+
+test-gpu: weights ## Run the model's tests on the first NVIDIA GPU, and fail where there is none
+	cargo test $(CARGO_PROFILE) -p processor --features cuda cuda
 
 SEEDS := 1000
 FIRST_SEED := 1
@@ -56,7 +59,7 @@ chaos: ## Kill services, broker and store while jobs come in; CHAOS="--delivery 
 
 lint: ## Formatting and lints
 	cargo fmt --all --check
-	cargo clippy $(CARGO_PROFILE) --workspace --all-targets --features stories/kafka -- -D warnings
+	cargo clippy $(CARGO_PROFILE) --workspace --all-targets --features stories/kafka,processor/cuda -- -D warnings
 
 arrows: ## Hold the manifests to the architecture: who may not know what
 	.ci/arrows

@@ -66,10 +66,10 @@ def cpu(args):
             if what != "cpu_s":
                 peaks.setdefault(what, []).append(peak)
         for what, options in ways.items():
-            add(what, run_bare(file, *options, "--cores", 1, cpus=one))
+            add(what, run_bare(file, *options, "--at-once", 1, cpus=one))
             if len(two) == 2:
-                add(f"{what}, two cores", run_bare(file, *options, "--cores", 2, cpus=two))
-        add("candle f32", run_bare(file, "--path", "candle", "--cores", 1, cpus=one))
+                add(f"{what}, two cores", run_bare(file, *options, "--at-once", 2, cpus=two))
+        add("candle f32", run_bare(file, "--path", "candle", "--at-once", 1, cpus=one))
         for dtype in ("float32", "bfloat16"):
             add(f"sentence-transformers {dtype}", run_reference(file, dtype, cpus=one))
         print(f"round {number + 1}: " + ", ".join(f"{what} {taken[-1]['tokens_per_s']:.0f}" for what, taken in runs.items()), flush=True)

@@ -13,6 +13,8 @@ mod bert;
 mod config;
 #[cfg(target_arch = "x86_64")]
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod device;
 mod digest;
 mod encoder;
@@ -35,6 +37,7 @@ use std::{num::NonZeroUsize, sync::Arc};
 use schemas::{Digest, ModelName, Task};
 
 pub use config::{CpuPath, DeviceChoice, Dtype, ModelConfig};
+use device::Device;
 pub use error::{EncodeError, Fault, LoadError, TokenizeError};
 use folder::Folder;
 use source::Source;
@@ -81,7 +84,7 @@ pub struct Model {
     pub tokens_max: usize,
     /// Where it runs: `cpu`, or `cuda:0` and so on.
     pub device: String,
-    /// The code that runs it: a [`CpuPath`], or `candle` on a GPU.
+    /// The code that runs it: a [`CpuPath`], or `cuda`.
     pub path: String,
     /// The numbers that it computes with, never [`Dtype::Auto`].
     pub dtype: Dtype,
@@ -89,8 +92,10 @@ pub struct Model {
     pub tokenizer: Arc<dyn Tokenizer>,
     /// For the threads of the device.
     pub encoder: Box<dyn Encoder>,
-    /// How many calls of the encoder are worth running at once: one a core on a CPU, one on a GPU.
+    /// How many calls of the encoder are worth running at once: one a core on a CPU, a few on a GPU.
     pub encodings_at_once: NonZeroUsize,
+    /// How many tokens are worth giving it in one call.
+    pub batch_tokens: usize,
 }
 
 /// Makes the model called `name` ready on the chosen device. Reads, and where the source is a hub downloads, whole
@@ -125,34 +130,33 @@ fn read(
     device: DeviceChoice,
     cpu_path: CpuPath,
 ) -> Result<Model, Fault> {
-    let device = device::resolve(device)?;
-    let (path, dtype) = match device.is_cpu() {
-        true => path::resolve(cpu_path, config.dtype)?,
-        false => (CpuPath::Candle, device::dtype_on_cuda(config.dtype)?),
-    };
+    let (device, dtype) = device::resolve(device, cpu_path, config.dtype)?;
     let files = folder.files()?;
     let bert = files.config.json::<bert::Config>()?;
     bert.check(&files.config.path)?;
     let tokenizer = tokenizer::HubTokenizer::new(&files, &bert, config.tokens_max)?;
     let tokens_max = tokenizer.tokens_max();
-    let settings = match path {
-        CpuPath::Candle => format!("dtype={dtype} tokens_max={tokens_max}"),
+    let settings = match &device {
+        Device::Cpu(CpuPath::Candle) => format!("dtype={dtype} tokens_max={tokens_max}"),
         // Another path sums in another order: the last bits differ.
-        path => format!("dtype={dtype} path={path} tokens_max={tokens_max}"),
+        device => format!("dtype={dtype} path={} tokens_max={tokens_max}", device.path()),
     };
     Ok(Model {
         digest: digest::of(&files, &settings),
         task: config.task,
         tokens_max,
-        device: device::name(&device),
-        path: path.to_string(),
+        device: device.name().to_owned(),
+        path: device.path(),
         dtype,
-        encodings_at_once: device::encodings_at_once(&device),
+        encodings_at_once: device.encodings_at_once(),
+        batch_tokens: device.batch_tokens(),
         tokenizer: Arc::new(tokenizer),
-        encoder: match path {
+        encoder: match device {
             #[cfg(target_arch = "x86_64")]
-            CpuPath::Avx512 | CpuPath::Avx2 => cpu::encoder(files, &bert, path, dtype)?,
-            _ => Box::new(encoder::BertEncoder::new(files, &bert, dtype, device)?),
+            Device::Cpu(path @ (CpuPath::Avx512 | CpuPath::Avx2)) => cpu::encoder(files, &bert, path, dtype)?,
+            Device::Cpu(_) => Box::new(encoder::BertEncoder::new(files, &bert)?),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(gpu) => Box::new(cuda::CudaEncoder::new(gpu, files, &bert, dtype)?),
         },
     })
 }

@@ -70,8 +70,8 @@ pub struct Config {
     pub window_tenants_max: NonZeroUsize,
     /// Micro-batches that run at once, each on a core; none: as many as the models say is worth it.
     pub device_cores: Option<NonZeroUsize>,
-    /// A micro-batch has at most this many tokens, padding included.
-    pub batch_tokens_max: usize,
+    /// A micro-batch has at most this many tokens, padding included; none: as many as keep the device busy.
+    pub batch_tokens_max: Option<usize>,
     /// A tenant with this many bytes waiting in memory is paused: its backlog waits on its topic.
     pub lane_bytes_max: usize,
     /// The same for all tenants together.
@@ -94,6 +94,7 @@ pub struct Service {
     context: Arc<Context>,
     device: Arc<Device>,
     device_cores: usize,
+    batch_tokens_max: usize,
     /// The longest input of any model, in tokens.
     job_tokens_max: usize,
     attempts: Arc<Attempts>,
@@ -113,6 +114,8 @@ impl Service {
         let (mut readings, mut encoders) = (BTreeMap::new(), BTreeMap::new());
         let worthwhile = models.values().map(|served| served.model.encodings_at_once).max();
         let device_cores = config.device_cores.or(worthwhile).map_or(1, NonZeroUsize::get);
+        let busy = models.values().map(|served| served.model.batch_tokens).max();
+        let batch_tokens_max = config.batch_tokens_max.or(busy).unwrap_or(usize::MAX);
         let longest = models.values().map(|served| served.model.tokens_max).max();
         for (name, Served { model, terms }) in models {
             readings.insert(
@@ -139,6 +142,7 @@ impl Service {
             context,
             device,
             device_cores,
+            batch_tokens_max,
             job_tokens_max: longest.unwrap_or(usize::MAX),
             attempts: Arc::new(attempts),
         }
@@ -315,7 +319,7 @@ impl Service {
         settlements: mpsc::Sender<Settlement>,
         prepared: mpsc::Sender<Prepared>,
     ) -> impl Future<Output = Result<(), Error>> + use<> {
-        let (context, batch_tokens_max) = (Arc::clone(&self.context), self.config.batch_tokens_max);
+        let (context, batch_tokens_max) = (Arc::clone(&self.context), self.batch_tokens_max);
         let (attempts, device) = (Arc::clone(&self.attempts), Arc::clone(&self.device));
         async move {
             while let Some(window) = windows.recv().await {
@@ -462,7 +466,7 @@ mod tests {
             window_bytes_max: 1 << 20,
             window_tenants_max: NonZeroUsize::MAX,
             device_cores: None,
-            batch_tokens_max: 100,
+            batch_tokens_max: Some(100),
             lane_bytes_max: 1 << 20,
             lanes_bytes_max: 1 << 20,
         };

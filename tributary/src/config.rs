@@ -166,7 +166,8 @@ pub(crate) struct ProcessorSection {
     pub(crate) window_jobs_max: usize,
     pub(crate) window_bytes_max: usize,
     pub(crate) window_tenants_max: NonZeroUsize,
-    pub(crate) batch_tokens_max: usize,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) batch_tokens_max: Option<usize>,
     pub(crate) lane_bytes_max: usize,
     pub(crate) lanes_bytes_max: usize,
     pub(crate) attempts_path: PathBuf,
@@ -631,7 +632,14 @@ mod tests {
     #[test]
     fn kafka_settings_may_be_quoted_or_not() {
         let file = "[topics.kafka]\n\"ssl.ca.location\" = '/ca'\nbootstrap.servers = 'b:1'\nlinger.ms = 5\n";
-        let config = load(file, &["topics.kafka.sasl_password=hush"]).unwrap();
+        let config = load(
+            file,
+            &[
+                "topics.kafka.sasl_password=hush",
+                "processor.batch_tokens_max=512",
+            ],
+        )
+        .unwrap();
         let kafka = &config.topics.kafka.0;
         assert_eq!(kafka["bootstrap.servers"], "b:1");
         assert_eq!(kafka["ssl.ca.location"], "/ca");
@@ -642,13 +650,14 @@ mod tests {
     #[test]
     fn secrets_are_never_printed() {
         let file = "[sink.options]\naws_secret_access_key = 'hush'\naws_access_key_id = 'AKIA'\n";
-        let printed = load(file, &["topics.kafka.sasl_password=hush"])
-            .unwrap()
-            .to_toml()
-            .unwrap();
+        let set = [
+            "topics.kafka.sasl_password=hush",
+            "processor.batch_tokens_max=512",
+        ];
+        let printed = load(file, &set).unwrap().to_toml().unwrap();
         assert!(!printed.contains("hush"), "{printed}");
         assert!(
-            printed.contains("AKIA") && printed.contains("batch_tokens_max = 2048"),
+            printed.contains("AKIA") && printed.contains("batch_tokens_max = 512"),
             "{printed}"
         );
     }

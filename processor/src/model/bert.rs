@@ -134,8 +134,8 @@ impl Run {
 
 /// An encoder with its weights.
 pub(super) struct Bert {
-    embeddings: Embeddings,
-    layers: Vec<Layer>,
+    pub(super) embeddings: Embeddings,
+    pub(super) layers: Vec<Layer>,
 }
 
 impl Bert {
@@ -160,11 +160,11 @@ impl Bert {
     }
 }
 
-struct Embeddings {
-    words: Tensor,
+pub(super) struct Embeddings {
+    pub(super) words: Tensor,
     /// Each position's vector plus that of the first segment, which is the only one: a text has no second part.
-    positions: Tensor,
-    norm: LayerNorm,
+    pub(super) positions: Tensor,
+    pub(super) norm: LayerNorm,
 }
 
 impl Embeddings {
@@ -187,13 +187,13 @@ impl Embeddings {
     }
 }
 
-struct Layer {
-    attention: Attention,
-    attention_norm: LayerNorm,
-    intermediate: Linear,
+pub(super) struct Layer {
+    pub(super) attention: Attention,
+    pub(super) attention_norm: LayerNorm,
+    pub(super) intermediate: Linear,
     activation: Activation,
-    output: Linear,
-    output_norm: LayerNorm,
+    pub(super) output: Linear,
+    pub(super) output_norm: LayerNorm,
 }
 
 impl Layer {
@@ -219,10 +219,10 @@ impl Layer {
     }
 }
 
-struct Attention {
+pub(super) struct Attention {
     /// Query, key and value in one product; the query's part has the scale of the scores in it.
-    query_key_value: Linear,
-    output: Linear,
+    pub(super) query_key_value: Linear,
+    pub(super) output: Linear,
     heads: usize,
 }
 

@@ -19,7 +19,6 @@ mod kernel;
 mod matrix;
 mod panels;
 
-use candle_core::Device;
 use candle_nn::VarBuilder;
 
 use super::{CpuPath, Dtype, Encoder, Fault, bert, encoder::weights, folder::Files, pooling::Pooling};
@@ -66,5 +65,5 @@ fn load<F: Format>(files: Files, config: &bert::Config) -> Result<Box<dyn Encode
     let format = F::detect().expect("the CPU offers it");
     let pooling = Pooling::read(&files, config.hidden_size)?;
     let load = |vb: &VarBuilder<'_>| CpuEncoder::load(format, config, pooling, vb);
-    Ok(Box::new(weights(files.weights, Dtype::F32, &Device::Cpu, load)?))
+    Ok(Box::new(weights(files.weights, load)?))
 }

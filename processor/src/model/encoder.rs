@@ -1,37 +1,29 @@
 //! The encoder that runs on candle: weights from a folder, a packed micro-batch in, one vector a text out.
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 
 use super::{
-    Dtype, EncodeError, Encoder, Fault, Tokens,
+    EncodeError, Encoder, Fault, Tokens,
     bert::{self, Bert, Run},
-    device,
     folder::{File, Files},
     pooling::Pooling,
 };
 
-/// An encoder of the BERT family with its pooling, on one device.
+/// An encoder of the BERT family with its pooling, on the CPU.
 pub(super) struct BertEncoder {
     bert: Bert,
     pooling: Pooling,
     config: bert::Config,
-    device: Device,
 }
 
 impl BertEncoder {
-    /// Puts the weights on `device`; the files are let go once they are there.
-    pub(super) fn new(
-        files: Files,
-        config: &bert::Config,
-        dtype: Dtype,
-        device: Device,
-    ) -> Result<Self, Fault> {
+    /// Takes the weights out of the files, which are let go then.
+    pub(super) fn new(files: Files, config: &bert::Config) -> Result<Self, Fault> {
         Ok(Self {
             pooling: Pooling::read(&files, config.hidden_size)?,
-            bert: weights(files.weights, dtype, &device, |vb| Bert::load(config, vb))?,
+            bert: weights(files.weights, |vb| Bert::load(config, vb))?,
             config: config.clone(),
-            device,
         })
     }
 
@@ -40,8 +32,8 @@ impl BertEncoder {
         let ids: Vec<u32> = texts.iter().flat_map(|text| &text.ids).copied().collect();
         let positions: Vec<u32> = texts.iter().flat_map(|text| 0..text.ids.len() as u32).collect();
         let hidden = self.bert.forward(
-            &Tensor::from_vec(ids, positions.len(), &self.device)?,
-            &Tensor::new(positions, &self.device)?,
+            &Tensor::from_vec(ids, positions.len(), &Device::Cpu)?,
+            &Tensor::new(positions, &Device::Cpu)?,
             &runs,
         )?;
         let pooled = runs
@@ -102,8 +94,8 @@ fn failed(message: String) -> EncodeError {
     EncodeError::Failed { message }
 }
 
-/// candle hands on the words of CUDA and cuBLAS, and nothing else to tell a lack of memory by.
-fn classify(message: &str, texts: &[Tokens]) -> EncodeError {
+/// The words of CUDA and cuBLASLt are all there is to tell a lack of memory by.
+pub(super) fn classify(message: &str, texts: &[Tokens]) -> EncodeError {
     if message.contains("OUT_OF_MEMORY")
         || message.contains("ALLOC_FAILED")
         || message.contains("out of memory")
@@ -119,11 +111,9 @@ fn classify(message: &str, texts: &[Tokens]) -> EncodeError {
     }
 }
 
-/// Makes an encoder of the weights in `file`.
+/// Makes an encoder of the weights in `file`, which come in 32 bits, on the CPU.
 pub(super) fn weights<T>(
     file: File,
-    dtype: Dtype,
-    device: &Device,
     load: impl FnOnce(&VarBuilder) -> candle_core::Result<T>,
 ) -> Result<T, Fault> {
     let File { path, bytes, .. } = file;
@@ -132,7 +122,7 @@ pub(super) fn weights<T>(
         problem,
     };
     let length = bytes.len();
-    let vb = VarBuilder::from_buffered_safetensors(bytes, device::dtype(dtype), device).map_err(|error| {
+    let vb = VarBuilder::from_buffered_safetensors(bytes, DType::F32, &Device::Cpu).map_err(|error| {
         let words = words(error);
         malformed(format!(
             "is cut off or is no safetensors file ({length} bytes, {words}): get it again"

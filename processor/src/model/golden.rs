@@ -363,6 +363,46 @@ fn neighbours_do_not_change_a_bit_on_paths_of_our_own() {
 
 #[cfg(feature = "cuda")]
 #[test]
+fn on_cuda_a_text_has_the_same_bits_alone_and_in_any_mix() {
+    for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
+        let source = minilm().to_str().unwrap().to_owned();
+        let config = ModelConfig {
+            source,
+            task: Default::default(),
+            dtype,
+            tokens_max: None,
+        };
+        let model = load(&ModelName::new("golden").unwrap(), &config, DeviceChoice::Cuda).unwrap();
+        let tokens = tokenize(&*model.tokenizer, &demo_answers());
+        let bits = |vector: &Vec<f32>| vector.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        let alone: Vec<_> = tokens
+            .iter()
+            .map(|text| bits(&model.encoder.encode(std::slice::from_ref(text)).unwrap()[0]))
+            .collect();
+        let mut runner = TestRunner::new(Config {
+            cases: 40,
+            failure_persistence: None,
+            ..Config::default()
+        });
+        runner
+            .run(&prop::collection::vec(0..tokens.len(), 1..700), |mix| {
+                let batch: Vec<_> = mix.iter().map(|&text| tokens[text].clone()).collect();
+                let vectors = model.encoder.encode(&batch).unwrap();
+                for (place, (vector, &text)) in vectors.iter().zip(&mix).enumerate() {
+                    prop_assert!(
+                        bits(vector) == alone[text],
+                        "{dtype}: text {text} at {place} of {}",
+                        mix.len()
+                    );
+                }
+                Ok(())
+            })
+            .unwrap();
+    }
+}
+
+#[cfg(feature = "cuda")]
+#[test]
 fn half_precision_on_cuda_stays_close_to_the_reference() {
     for (dtype, cosine_min) in [(Dtype::F16, 0.999), (Dtype::Bf16, 0.99)] {
         let source = minilm().to_str().unwrap().to_owned();

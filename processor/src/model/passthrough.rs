@@ -21,6 +21,7 @@ pub(super) fn model(dimension: usize, config: &ModelConfig) -> Model {
         tokenizer: Arc::new(Counter { tokens_max }),
         encoder: Box::new(Noise { dimension }),
         encodings_at_once: NonZeroUsize::MIN,
+        batch_tokens: 2_048,
     }
 }
 

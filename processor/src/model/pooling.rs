@@ -14,13 +14,13 @@ use super::{
 /// The pooling and the normalisation of a model.
 #[derive(Debug, PartialEq)]
 pub(super) struct Pooling {
-    modes: Vec<Mode>,
-    normalise: bool,
+    pub(super) modes: Vec<Mode>,
+    pub(super) normalise: bool,
 }
 
 /// One way of pooling. Where a model has several, their vectors stand side by side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Mode {
+pub(super) enum Mode {
     First,
     Max,
     Mean,

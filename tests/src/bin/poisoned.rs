@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, num::NonZeroUsize, path::PathBuf, sync::Arc, ti
 use clap::Parser;
 use processor::{
     Attempts, Config, Served, Service,
-    model::{EncodeError, Encoder, Model, TokenizeError, Tokenizer, Tokens},
+    model::{Dtype, EncodeError, Encoder, Model, TokenizeError, Tokenizer, Tokens},
 };
 use rust_decimal::Decimal;
 use schemas::{Digest, ModelName, ModelTerms, Policies, Pool, Task, Tenants, TopicName, TopicNames};
@@ -74,7 +74,7 @@ async fn main() {
         window_bytes_max: 1 << 20,
         window_tenants_max: NonZeroUsize::MIN,
         device_cores: NonZeroUsize::new(2),
-        batch_tokens_max: 100,
+        batch_tokens_max: Some(100),
         lane_bytes_max: 1 << 20,
         lanes_bytes_max: 1 << 20,
     };
@@ -84,9 +84,12 @@ async fn main() {
             task: Task::Embed,
             tokens_max: 512,
             device: "cpu".to_owned(),
+            path: "obedient".to_owned(),
+            dtype: Dtype::F32,
             tokenizer: Arc::new(Bytes),
             encoder: Box::new(Obedient),
             encodings_at_once: NonZeroUsize::MIN,
+            batch_tokens: 100,
         },
         terms: ModelTerms {
             task: Task::Embed,

@@ -215,7 +215,7 @@ fn processor(
         window_bytes_max: 2_048,
         window_tenants_max: std::num::NonZeroUsize::MIN,
         device_cores: std::num::NonZeroUsize::new(2),
-        batch_tokens_max: 60,
+        batch_tokens_max: Some(60),
         lane_bytes_max: 2_000,
         lanes_bytes_max: 6_000,
     };
