@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import flood
+import gpu
 import jobs
 import report
 from broker import Broker
@@ -22,12 +23,13 @@ def main():
     if args.cores:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
     if not args.no_build:
-        build()
-    if args.bench in ("cpu", "embedded", "kafka-model", "flood", "all"):
+        build(["--features", "tributary/cuda"] if args.bench == "gpu" else [])
+    if args.bench in ("cpu", "embedded", "kafka-model", "flood", "gpu", "all"):
         subprocess.run([sys.executable, ROOT / "models/fetch"], check=True)
     about = report.machine()
     print("\n".join(f"- {what}: {value}" for what, value in about.items()), flush=True)
-    chosen = BENCHES if args.bench == "all" else {args.bench: BENCHES[args.bench]}
+    # A GPU is not everywhere.
+    chosen = {name: bench for name, bench in BENCHES.items() if (name == args.bench if args.bench != "all" else name != "gpu")}
     for bench in chosen.values():
         bench(args)
 
@@ -42,10 +44,10 @@ def arguments():
     return parser.parse_args()
 
 
-def build():
+def build(features):
     # In one go, so that the bare loop runs the very same candle.
     targets = ["-p", "tributary", "--bin", "tributary", "-p", "processor", "--example", "bare", "--example", "peaks", "--example", "quality"]
-    subprocess.run(["cargo", "build", "--release", *targets], check=True, cwd=ROOT)
+    subprocess.run(["cargo", "build", "--release", *targets, *features], check=True, cwd=ROOT)
 
 
 def cpu(args):
@@ -275,7 +277,7 @@ def mib(size_bytes):
     return f"{size_bytes / 2**20:.0f}"
 
 
-BENCHES = {"cpu": cpu, "embedded": embedded, "kafka-model": kafka_model, "passthrough": passthrough, "memory": memory, "guarantee": guarantee, "recovery": recovery, "scheduler": scheduler, "flood": flood.flood}
+BENCHES = {"cpu": cpu, "embedded": embedded, "kafka-model": kafka_model, "passthrough": passthrough, "memory": memory, "guarantee": guarantee, "recovery": recovery, "scheduler": scheduler, "flood": flood.flood, "gpu": gpu.gpu}
 
 if __name__ == "__main__":
     CACHE.mkdir(parents=True, exist_ok=True)

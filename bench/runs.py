@@ -1,5 +1,6 @@
 """Single runs of what is compared, each measured the same way."""
 
+import concurrent.futures
 import contextlib
 import json
 import resource
@@ -18,15 +19,16 @@ HERE = ROOT / "bench"
 ROWS = "tributary_sink_rows_total"
 
 
-def run_embedded(number, file, count, settings):
+def run_embedded(number, file, count, settings, lines_a_post=200, posts_at_once=1):
     setup = Setup(f"embedded{number}", MODEL, settings=["sink.flush_interval_ms=1000", *settings])
     service = setup.start("up")
     try:
         service.wait_for(service.is_well, "`tributary up` is well")
         lines = file.read_bytes().splitlines(keepends=True)
         began = time.time()
-        for start in range(0, len(lines), 200):
-            service.submit(lines[start : start + 200])
+        posts = [lines[start : start + lines_a_post] for start in range(0, len(lines), lines_a_post)]
+        with concurrent.futures.ThreadPoolExecutor(posts_at_once) as pool:
+            list(pool.map(service.submit, posts))
         service.wait_for(lambda: service.metric(ROWS) >= count, "every row is in the lake", 900)
         return {**measured(setup, count, time.time() - began), "cpu_s": service.cpu_s()}
     finally:
@@ -40,7 +42,7 @@ def run_bare(file, *options, cpus=None):
 
 
 def run_reference(file, dtype="float32", cpus=None):
-    return said(f"bare reference {dtype}", pinned([sys.executable, HERE / "bare_reference.py", MODEL, file, dtype], cpus))
+    return said(f"bare reference {dtype}", pinned([sys.executable, HERE / "bare_reference.py", MODEL, file, "--dtype", dtype], cpus))
 
 
 def run_peaks(cpus):
