@@ -10,9 +10,10 @@ use std::{
 };
 
 use schemas::{
-    Actor, AdmittedJob, AdmittedJobs, AuditEvent, AuditEvents, Common, DecodeError, DeviceShare, Digest,
-    Engine, JobId, ModelName, Operation, Origin, Origins, Outcome, Outcomes, Pool, Priority, Reason,
-    ReasonCode, Record, Route, Row, Run, Task, Tenant, TenantPolicy, TenantSet, TopicId, TopicName, Verdict,
+    Actor, AdmittedJob, AdmittedJobs, AuditEvent, AuditEvents, Budget, Common, DecodeError, DeviceShare,
+    Digest, Engine, JobId, ModelName, Operation, Origin, Origins, Outcome, Outcomes, Pool, Priority, Rate,
+    Reason, ReasonCode, Record, Route, Row, Run, Task, Tenant, TenantPolicy, TenantSet, TopicId, TopicName,
+    Verdict,
 };
 use serde::Deserialize;
 
@@ -212,6 +213,7 @@ fn a_set_of_tenants_keeps_its_bytes() {
         priority_max: Priority::Normal,
         retention_days: Some(30.try_into().unwrap()),
         labels: labels(),
+        ..TenantPolicy::default()
     };
     let tenants = BTreeMap::from([
         (Tenant::new("acme").unwrap(), acme),
@@ -219,6 +221,24 @@ fn a_set_of_tenants_keeps_its_bytes() {
     ]);
     let set = TenantSet(tenants);
     check(&set, &golden(&set, "tenant-set.v1.bin"));
+}
+
+#[test]
+fn a_set_of_tenants_with_quotas_keeps_its_bytes() {
+    let acme = TenantPolicy {
+        rate: Some(Rate {
+            work_units_per_s: 500.try_into().unwrap(),
+            burst_work_units: Some(2_000.try_into().unwrap()),
+        }),
+        budget: Some(Budget {
+            per_day: Some("2.50".parse().unwrap()),
+            per_month: Some("40".parse().unwrap()),
+        }),
+        queue_records_max: Some(1_000.try_into().unwrap()),
+        ..TenantPolicy::default()
+    };
+    let set = TenantSet(BTreeMap::from([(Tenant::new("acme").unwrap(), acme)]));
+    check(&set, &golden(&set, "tenant-set-with-quotas.v1.bin"));
 }
 
 #[test]
