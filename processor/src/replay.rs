@@ -145,7 +145,7 @@ struct Records {
 impl Records {
     fn of(jobs: &[Recorded]) -> Self {
         const ARRAY_OF_ONE: u8 = 0x91;
-        let longest = jobs.iter().map(|job| Self::bytes(job)).max().unwrap_or_default();
+        let longest = jobs.iter().map(Self::bytes).max().unwrap_or_default();
         let mut value = vec![0; longest];
         value.splice(..2.min(longest), [AdmittedJobs::VERSION, ARRAY_OF_ONE]);
         let partition = |tenant: &Tenant| Partition {

@@ -96,7 +96,9 @@ struct Scene {
 }
 
 /// What some instances go by. Each has a channel of its own, since those that wait for one are woken in a random order.
-struct InForce(Mutex<(Arc<Policies>, Vec<watch::Sender<Arc<Policies>>>)>);
+struct InForce(Mutex<(Arc<Policies>, Vec<Channel>)>);
+
+type Channel = watch::Sender<Arc<Policies>>;
 
 impl InForce {
     fn new(policies: Policies) -> Self {
@@ -342,12 +344,12 @@ fn policies(seed: u64) -> Policies {
     };
     let tenant = TenantPolicy {
         partitions: PARTITIONS,
-        rate: (seed % 3 == 0).then_some(rate),
-        queue_records_max: (seed % 5 == 0).then_some(few),
+        rate: seed.is_multiple_of(3).then_some(rate),
+        queue_records_max: seed.is_multiple_of(5).then_some(few),
         ..TenantPolicy::default()
     };
     let of_little_money = TenantPolicy {
-        budget: (seed % 4 == 0).then_some(budget),
+        budget: seed.is_multiple_of(4).then_some(budget),
         ..tenant.clone()
     };
     let terms = ModelTerms {

@@ -150,13 +150,13 @@ async fn append(
         Some(appender) => appender,
         None => appender.insert(topics.appender().await?),
     };
-    let appends = appends(names.audit(), events.to_vec());
+    let appends = appends(&names.audit(), events.to_vec());
     let appended = appender.append(appends).await;
     appended.into_iter().try_for_each(|appended| appended.map(drop))
 }
 
 /// What puts `events` on the topic of the audit.
-pub(crate) fn appends(topic: TopicName, events: Vec<AuditEvent>) -> Vec<Append> {
+pub(crate) fn appends(topic: &TopicName, events: Vec<AuditEvent>) -> Vec<Append> {
     let append = |record: AuditEvents| Append {
         topic: topic.clone(),
         partition: Some(0),
@@ -179,7 +179,7 @@ pub(crate) fn of_command(config: &Config, operation: Operation, count: usize, de
         count: count as u64,
         ..event(operation, actor, "command", detail)
     };
-    appends(config.topics.names().audit(), vec![event])
+    appends(&config.topics.names().audit(), vec![event])
 }
 
 fn event(operation: Operation, actor: Actor, source: &str, detail: String) -> AuditEvent {

@@ -632,14 +632,7 @@ mod tests {
     #[test]
     fn kafka_settings_may_be_quoted_or_not() {
         let file = "[topics.kafka]\n\"ssl.ca.location\" = '/ca'\nbootstrap.servers = 'b:1'\nlinger.ms = 5\n";
-        let config = load(
-            file,
-            &[
-                "topics.kafka.sasl_password=hush",
-                "processor.batch_tokens_max=512",
-            ],
-        )
-        .unwrap();
+        let config = load(file, &["topics.kafka.sasl_password=hush"]).unwrap();
         let kafka = &config.topics.kafka.0;
         assert_eq!(kafka["bootstrap.servers"], "b:1");
         assert_eq!(kafka["ssl.ca.location"], "/ca");

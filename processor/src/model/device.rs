@@ -100,11 +100,10 @@ impl Device {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(feature = "cuda")))]
 mod tests {
     use super::*;
 
-    #[cfg(not(feature = "cuda"))]
     #[test]
     fn a_build_without_cuda_says_how_to_get_it_and_runs_on_the_cpu_when_left_to_choose() {
         let resolve = |choice| resolve(choice, CpuPath::Candle, Dtype::F32);

@@ -89,6 +89,18 @@ pub(super) fn open_by(folder: &Path, path: CpuPath, dtype: Dtype) -> Model {
     model
 }
 
+#[cfg(feature = "cuda")]
+fn open_on_cuda(dtype: Dtype) -> Model {
+    let config = ModelConfig {
+        source: minilm().to_str().unwrap().to_owned(),
+        task: Default::default(),
+        dtype,
+        tokens_max: None,
+    };
+    let name = ModelName::new("golden").unwrap();
+    load(&name, &config, DeviceChoice::Cuda, CpuPath::Auto).unwrap()
+}
+
 /// The model in 32 bits: on the CPU by each path that it has.
 fn open_all(folder: &Path, device: DeviceChoice) -> Vec<Model> {
     match device {
@@ -317,7 +329,7 @@ fn fewer_bits_stay_above_their_floors_on_every_text_of_the_demo() {
 }
 
 /// The same bits alone and in random choices of texts, in any order and with repetitions.
-fn is_the_same_in_any_company(model: &Model, answers: &[Answer], mixes: u32) {
+fn is_the_same_in_any_company(model: &Model, answers: &[Answer], texts_max: usize, mixes: u32) {
     let tokens = tokenize(&*model.tokenizer, answers);
     let alone: Vec<_> = tokens
         .iter()
@@ -335,7 +347,7 @@ fn is_the_same_in_any_company(model: &Model, answers: &[Answer], mixes: u32) {
         ..Config::default()
     });
     runner
-        .run(&prop::collection::vec(0..answers.len(), 1..40), |mix| {
+        .run(&prop::collection::vec(0..answers.len(), 1..texts_max), |mix| {
             let batch: Vec<_> = mix.iter().map(|&text| tokens[text].clone()).collect();
             let vectors = model.encoder.encode(&batch).unwrap();
             for (vector, &text) in vectors.iter().zip(&mix) {
@@ -355,9 +367,14 @@ fn neighbours_do_not_change_a_bit_on_paths_of_our_own() {
     let demo = demo_answers();
     for (path, dtype) in own_paths() {
         for name in SMALL {
-            is_the_same_in_any_company(&open_by(&folder(name), path, dtype), &small_answers(name), 100);
+            is_the_same_in_any_company(
+                &open_by(&folder(name), path, dtype),
+                &small_answers(name),
+                40,
+                100,
+            );
         }
-        is_the_same_in_any_company(&open_by(&minilm(), path, dtype), &demo[..100], 6);
+        is_the_same_in_any_company(&open_by(&minilm(), path, dtype), &demo[..100], 40, 6);
     }
 }
 
@@ -365,39 +382,7 @@ fn neighbours_do_not_change_a_bit_on_paths_of_our_own() {
 #[test]
 fn on_cuda_a_text_has_the_same_bits_alone_and_in_any_mix() {
     for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
-        let source = minilm().to_str().unwrap().to_owned();
-        let config = ModelConfig {
-            source,
-            task: Default::default(),
-            dtype,
-            tokens_max: None,
-        };
-        let model = load(&ModelName::new("golden").unwrap(), &config, DeviceChoice::Cuda).unwrap();
-        let tokens = tokenize(&*model.tokenizer, &demo_answers());
-        let bits = |vector: &Vec<f32>| vector.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-        let alone: Vec<_> = tokens
-            .iter()
-            .map(|text| bits(&model.encoder.encode(std::slice::from_ref(text)).unwrap()[0]))
-            .collect();
-        let mut runner = TestRunner::new(Config {
-            cases: 40,
-            failure_persistence: None,
-            ..Config::default()
-        });
-        runner
-            .run(&prop::collection::vec(0..tokens.len(), 1..700), |mix| {
-                let batch: Vec<_> = mix.iter().map(|&text| tokens[text].clone()).collect();
-                let vectors = model.encoder.encode(&batch).unwrap();
-                for (place, (vector, &text)) in vectors.iter().zip(&mix).enumerate() {
-                    prop_assert!(
-                        bits(vector) == alone[text],
-                        "{dtype}: text {text} at {place} of {}",
-                        mix.len()
-                    );
-                }
-                Ok(())
-            })
-            .unwrap();
+        is_the_same_in_any_company(&open_on_cuda(dtype), &demo_answers(), 700, 40);
     }
 }
 
@@ -405,20 +390,7 @@ fn on_cuda_a_text_has_the_same_bits_alone_and_in_any_mix() {
 #[test]
 fn half_precision_on_cuda_stays_close_to_the_reference() {
     for (dtype, cosine_min) in [(Dtype::F16, 0.999), (Dtype::Bf16, 0.99)] {
-        let source = minilm().to_str().unwrap().to_owned();
-        let config = ModelConfig {
-            source,
-            task: Default::default(),
-            dtype,
-            tokens_max: None,
-        };
-        let model = load(
-            &ModelName::new("golden").unwrap(),
-            &config,
-            DeviceChoice::Cuda,
-            CpuPath::Auto,
-        )
-        .unwrap();
+        let model = open_on_cuda(dtype);
         let answers = demo_answers();
         let tokens = tokenize(&*model.tokenizer, &answers);
         for (tokens, answers) in tokens.chunks(32).zip(answers.chunks(32)) {

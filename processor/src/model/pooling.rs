@@ -80,7 +80,7 @@ impl Pooling {
     }
 
     /// The same of the token vectors of one text, which has at least one.
-    pub(super) fn pool_rows<'a>(&self, rows: impl Iterator<Item = &'a [f32]> + Clone) -> Vec<f32> {
+    pub(super) fn pool_rows<'a>(&self, rows: &(impl Iterator<Item = &'a [f32]> + Clone)) -> Vec<f32> {
         let modes = self.modes.iter();
         let mut pooled: Vec<f32> = modes.flat_map(|mode| mode.pool_rows(rows.clone())).collect();
         if self.normalise {

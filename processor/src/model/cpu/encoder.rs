@@ -125,7 +125,7 @@ impl<F: Format> CpuEncoder<F> {
             let rows = first..first + text.ids.len();
             first = rows.end;
             let rows = rows.map(|row| &workspace.hidden.row(row)[..self.config.hidden_size]);
-            self.pooling.pool_rows(rows)
+            self.pooling.pool_rows(&rows)
         });
         let pooled = pooled.collect();
         idle().push(workspace);

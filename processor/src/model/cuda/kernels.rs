@@ -61,6 +61,7 @@ pub(super) fn size(dtype: Dtype) -> usize {
     match dtype {
         Dtype::F32 => 4,
         Dtype::F16 | Dtype::Bf16 => 2,
+        Dtype::Int8 | Dtype::Auto => unreachable!("a device has its dtype resolved"),
     }
 }
 
@@ -102,6 +103,7 @@ impl Shape {
             Dtype::F32 => 0,
             Dtype::F16 => 1,
             Dtype::Bf16 => 2,
+            Dtype::Int8 | Dtype::Auto => unreachable!("a device has its dtype resolved"),
         };
         let activation = match self.activation {
             Activation::Gelu => 0,

@@ -181,6 +181,7 @@ impl Layout {
             Dtype::F32 => sys::cudaDataType_t::CUDA_R_32F,
             Dtype::F16 => sys::cudaDataType_t::CUDA_R_16F,
             Dtype::Bf16 => sys::cudaDataType_t::CUDA_R_16BF,
+            Dtype::Int8 | Dtype::Auto => unreachable!("a device has its dtype resolved"),
         };
         Ok(Self(result::create_matrix_layout(
             of,
