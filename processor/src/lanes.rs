@@ -88,6 +88,8 @@ struct Lane {
     bytes: [usize; 3],
     /// What it will be in work units, about.
     work: u64,
+    /// Whether it waits for its rate, and so for no turn.
+    is_held_back: bool,
 }
 
 impl Lane {
@@ -135,14 +137,14 @@ impl Lanes {
         if chunk.records.is_empty() {
             return false;
         }
-        let is_held_back = match self.lanes.contains_key(tenant) {
-            true => self.rates.holds_back(tenant),
-            false => self.rates.hold_back(tenant, now),
-        };
+        let lane = self.lanes.entry(tenant.clone()).or_default();
+        if lane.queue.is_empty() {
+            lane.is_held_back = self.rates.hold_back(tenant, now);
+        }
+        let is_held_back = lane.is_held_back;
         if !is_held_back {
             self.turns.join(tenant, weight);
         }
-        let lane = self.lanes.entry(tenant.clone()).or_default();
         for record in chunk.records {
             let value = record.value.as_deref().unwrap_or_default();
             let jobs = AdmittedJobs::count(value).map_or(1, |jobs| jobs.max(1) as u64);
@@ -194,7 +196,7 @@ impl Lanes {
             }
             let forgotten = before - lane.all_bytes();
             *bytes -= forgotten;
-            if rates.holds_back(tenant) {
+            if lane.is_held_back {
                 *held_back_bytes -= forgotten;
             }
             if lane.queue.is_empty() {
@@ -223,7 +225,9 @@ impl Lanes {
     ) -> Vec<(Tenant, Duration)> {
         let mut released = Vec::new();
         while let Some((tenant, waited)) = self.rates.release(now) {
-            if let Some(lane) = self.lanes.get(&tenant) {
+            if let Some(lane) = self.lanes.get_mut(&tenant)
+                && std::mem::take(&mut lane.is_held_back)
+            {
                 self.held_back_bytes -= lane.all_bytes();
                 self.turns.join(&tenant, weight_of(&tenant));
             }
@@ -240,12 +244,12 @@ impl Lanes {
     /// What a window took of `tenant` was not `estimate` but `work`, in work units, as is known `now`.
     pub(crate) fn settle(&mut self, tenant: &Tenant, estimate: u64, work: u64, now: Instant) {
         self.turns.settle(tenant, estimate, work);
-        let was_held_back = self.rates.holds_back(tenant);
         self.rates.settle(tenant, estimate, work, now);
-        if let Some(lane) = self.lanes.get(tenant)
-            && !was_held_back
+        if let Some(lane) = self.lanes.get_mut(tenant)
+            && !lane.is_held_back
             && self.rates.hold_back(tenant, now)
         {
+            lane.is_held_back = true;
             self.held_back_bytes += lane.all_bytes();
             self.turns.leave(tenant);
         }
@@ -283,6 +287,7 @@ impl Lanes {
             if lane.queue.is_empty() {
                 self.lanes.remove(&tenant);
             } else if !goes_on {
+                lane.is_held_back = true;
                 self.held_back_bytes += lane.all_bytes();
             }
             window.push(waiting);
@@ -611,6 +616,33 @@ mod tests {
             (lanes.next_release(), lanes.bytes(), lanes.held_back_bytes),
             (None, 0, 0)
         );
+    }
+
+    #[test]
+    fn a_lane_whose_rate_ends_while_it_waits_is_let_go_or_forgotten_with_all_that_it_has() {
+        let ends: [fn(&mut Lanes, Instant); 2] = [
+            |lanes, now| lanes.relimit(|_| None, now),
+            |lanes, now| lanes.lose(&tenant(0), Low, now),
+        ];
+        for (end, is_forgotten) in ends
+            .into_iter()
+            .zip([true, false])
+            .chain(ends.into_iter().zip([false, true]))
+        {
+            let (mut lanes, now) = (Lanes::new(WIDE, usize::MAX), Instant::now());
+            lanes.gain(&tenant(0), Low, records_per_s(1), now);
+            assert!(!lanes.push(&tenant(0), Normal, NonZeroU32::MIN, chunk(0, 0, 0..5), now));
+            assert!(lanes.is_empty(), "it waits");
+            end(&mut lanes, now);
+            if is_forgotten {
+                lanes.forget(&[partition(0, 0)]);
+            } else {
+                assert!(!lanes.push(&tenant(0), Normal, NonZeroU32::MIN, chunk(0, 0, 5..7), now));
+            }
+            lanes.release(|_| NonZeroU32::MIN, now);
+            assert_eq!((lanes.is_empty(), lanes.held_back_bytes), (is_forgotten, 0));
+            assert_eq!(lanes.next_release(), None);
+        }
     }
 
     #[test]

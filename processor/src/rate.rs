@@ -145,18 +145,22 @@ impl Rates {
     fn limit(&mut self, tenant: &Tenant, limit: Option<Limit>, now: Instant) {
         let held = self.held.get(tenant).copied().unwrap_or_default();
         let Some(limit) = limit else {
-            if let Some(wait) = self.buckets.remove(tenant).and_then(|bucket| bucket.wait) {
-                self.waiting.remove(&(wait.until, tenant.clone()));
-                self.waiting.insert((now, tenant.clone()));
-            }
-            return;
+            return self.unlimit(tenant, now);
         };
         let held = limit.parts_of(held);
         let bucket = self.buckets.entry(tenant.clone());
         bucket.or_insert_with(|| Bucket::new(limit, held, now));
         self.change(tenant, now, |bucket| (bucket.limit, bucket.held) = (limit, held));
         if self.buckets[tenant].held == 0 && self.buckets[tenant].level >= 0 {
-            self.buckets.remove(tenant);
+            self.unlimit(tenant, now);
+        }
+    }
+
+    /// `tenant` has no bucket any more. If its lane waits, it waits until `now`.
+    fn unlimit(&mut self, tenant: &Tenant, now: Instant) {
+        if let Some(wait) = self.buckets.remove(tenant).and_then(|bucket| bucket.wait) {
+            self.waiting.remove(&(wait.until, tenant.clone()));
+            self.waiting.insert((now, tenant.clone()));
         }
     }
 
@@ -184,13 +188,6 @@ impl Rates {
             self.waiting.insert((until, tenant.clone()));
         }
         bucket.wait.is_some()
-    }
-
-    /// Whether the lane of `tenant` waits.
-    pub(crate) fn holds_back(&self, tenant: &Tenant) -> bool {
-        self.buckets
-            .get(tenant)
-            .is_some_and(|bucket| bucket.wait.is_some())
     }
 
     /// The lane of `tenant` has no work any more.
