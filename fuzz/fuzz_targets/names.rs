@@ -1,7 +1,7 @@
 #![no_main]
 //! Any text where a name should be: what is taken for a name is safe in a path and in a topic, and reads back from both.
 
-use schemas::{JobId, ModelName, Pool, Tenant, TopicId, TopicName};
+use schemas::{JobId, ModelName, Pool, Priority, Tenant, TopicId, TopicName};
 
 libfuzzer_sys::fuzz_target!(|text: &str| {
     let names = fuzz::names();
@@ -14,10 +14,13 @@ libfuzzer_sys::fuzz_target!(|text: &str| {
             names.tenant_of_outcomes(&names.outcomes(&tenant)),
             Some(tenant.clone())
         );
-        assert_eq!(
-            names.tenant_of_work(&Pool::default(), &names.work(&Pool::default(), &tenant)),
-            Some(tenant)
-        );
+        for priority in Priority::ALL {
+            let work = names.work(&Pool::default(), priority, &tenant);
+            assert_eq!(
+                names.owner_of_work(&Pool::default(), &work),
+                Some((tenant.clone(), priority))
+            );
+        }
     }
     if let Ok(topic) = TopicName::new(text) {
         assert!(!text.is_empty() && text != "." && text != ".." && !text.contains('/'));
