@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use schemas::{AdmittedJobs, Priority, Record as _, Tenant, TopicId, TopicName};
+use schemas::{AdmittedJobs, Pool, Priority, Record as _, Tenant, TopicId, TopicNames};
 use tokio::time::Instant;
 use topics::{Assignment, Chunk, Partition, Record, TopicRef};
 
@@ -71,9 +71,14 @@ pub struct Replay {
     pub window_tenants_max: NonZeroUsize,
 }
 
-/// How long each of `jobs` waits for the device where tenants have the weights that `weight_of` says.
-pub fn replay(jobs: &[Recorded], how: Replay, weight_of: impl Fn(&Tenant) -> NonZeroU32) -> Vec<Duration> {
-    let records = Records::of(jobs);
+/// How long each of `jobs` waits for the device where tenants have the weights that `weight_of` says. `names` are any.
+pub fn replay(
+    jobs: &[Recorded],
+    how: Replay,
+    names: &TopicNames,
+    weight_of: impl Fn(&Tenant) -> NonZeroU32,
+) -> Vec<Duration> {
+    let records = Records::of(jobs, names);
     let mut order: Vec<usize> = (0..jobs.len()).collect();
     order.sort_by_key(|index| jobs[*index].submitted_at_ns);
     let mut arrivals = order.into_iter().peekable();
@@ -143,14 +148,14 @@ struct Records {
 }
 
 impl Records {
-    fn of(jobs: &[Recorded]) -> Self {
+    fn of(jobs: &[Recorded], names: &TopicNames) -> Self {
         const ARRAY_OF_ONE: u8 = 0x91;
         let longest = jobs.iter().map(Self::bytes).max().unwrap_or_default();
         let mut value = vec![0; longest];
         value.splice(..2.min(longest), [AdmittedJobs::VERSION, ARRAY_OF_ONE]);
         let partition = |tenant: &Tenant| Partition {
             topic: Arc::new(TopicRef {
-                name: TopicName::new(tenant.as_str()).expect("a tenant's name is a possible topic's"),
+                name: names.work(&Pool::default(), Priority::Normal, tenant),
                 id: TopicId::from_bytes([0; 16]),
             }),
             index: 0,
@@ -191,6 +196,7 @@ impl Records {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use schemas::TopicName;
 
     use super::*;
 
@@ -214,6 +220,10 @@ mod tests {
             input_tokens: 20,
             device_time_ns: 10 * MS,
         }
+    }
+
+    fn any() -> TopicNames {
+        TopicNames::new(&TopicName::new("jobs").unwrap(), "t.").unwrap()
     }
 
     fn even(_: &Tenant) -> NonZeroU32 {
@@ -250,11 +260,11 @@ mod tests {
         let jobs: Vec<Recorded> = (0..400)
             .map(|n| job(if n % 2 == 0 { "a" } else { "b" }, 0))
             .collect();
-        let waits = replay(&jobs, HOW, even);
+        let waits = replay(&jobs, HOW, &any(), even);
         let (a, b) = (mean_ms(&jobs, &waits, "a"), mean_ms(&jobs, &waits, "b"));
         assert!((a - b).abs() < 100.0, "{a} and {b}");
         let favour = |of: &Tenant| NonZeroU32::new(if *of == tenant("a") { 3 } else { 1 }).unwrap();
-        let favoured = replay(&jobs, HOW, favour);
+        let favoured = replay(&jobs, HOW, &any(), favour);
         // Three of four turns, so that 200 of them take two thirds of the time of 400.
         let (a, b) = (mean_ms(&jobs, &favoured, "a"), mean_ms(&jobs, &favoured, "b"));
         assert!((1_230.0..1_440.0).contains(&a), "{a}");
@@ -265,7 +275,7 @@ mod tests {
     fn a_light_tenant_waits_about_a_window_whoever_floods() {
         let flood = (0..2_000).map(|n| job("flood", n));
         let jobs: Vec<Recorded> = flood.chain((0..20).map(|n| job("light", 90 * n + 7))).collect();
-        let waits = replay(&jobs, HOW, even);
+        let waits = replay(&jobs, HOW, &any(), even);
         let light = jobs
             .iter()
             .zip(&waits)
@@ -295,7 +305,7 @@ mod tests {
                 begun.sort_unstable();
                 begun
             };
-            let (weighed, evenly) = (begun(replay(&jobs, HOW, weight_of)), begun(replay(&jobs, HOW, even)));
+            let (weighed, evenly) = (begun(replay(&jobs, HOW, &any(), weight_of)), begun(replay(&jobs, HOW, &any(), even)));
             prop_assert!(weighed.windows(2).all(|pair| pair[1] - pair[0] >= 10 * MS));
             prop_assert_eq!(weighed, evenly);
         }

@@ -39,6 +39,7 @@ pub(crate) async fn run(config: &Config, args: &SimulateArgs) -> anyhow::Result<
         window_ms: config.processor.window_ms,
         window_tenants_max: config.processor.window_tenants_max,
     };
+    let names = config.topics.names();
     let waits_under = |set: &Tenants| {
         let run: Vec<usize> = (0..jobs.len())
             .filter(|index| is_of(set, &jobs[*index].tenant))
@@ -46,7 +47,7 @@ pub(crate) async fn run(config: &Config, args: &SimulateArgs) -> anyhow::Result<
         let of_set: Vec<Recorded> = run.iter().map(|index| all[*index].clone()).collect();
         let weight_of = |tenant: &Tenant| set.get(tenant).map_or(NonZeroU32::MIN, |policy| policy.weight);
         let mut waits = vec![None; jobs.len()];
-        for (index, wait) in run.into_iter().zip(replay(&of_set, how, weight_of)) {
+        for (index, wait) in run.into_iter().zip(replay(&of_set, how, &names, weight_of)) {
             waits[index] = Some(wait);
         }
         waits
