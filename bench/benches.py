@@ -111,7 +111,8 @@ def operations(run):
 def embedded(args):
     """`tributary up` with the real model, beside the model's own loop on the same texts."""
     rounds = 3 if args.quick else 5
-    count = 1_000 if args.quick else 2_000
+    # Many, so that the second of the last flush weighs little.
+    count = 5_000 if args.quick else 10_000
     file = jobs.write(WORK / "embedded.jsonl", jobs.texts(), count)
     ours, bare = [], []
     for number in range(rounds):
