@@ -49,8 +49,10 @@ pub(crate) struct Waiting {
     pub(crate) source: Partition,
     /// The handing-over under which it was read.
     pub(crate) assignment: Assignment,
-    /// The record.
-    pub(crate) record: Record,
+    /// The record. It stands elsewhere, so that a queue is short in memory and a turn, which need not know it, has less to move.
+    pub(crate) record: Box<Record>,
+    /// The record's size, in bytes.
+    pub(crate) bytes: usize,
     /// How many jobs it has, by its own account.
     jobs: u64,
     /// What it will be in work units, about.
@@ -162,7 +164,8 @@ impl Lanes {
                 priority,
                 source,
                 assignment,
-                record,
+                record: Box::new(record),
+                bytes,
                 jobs,
                 estimate,
             };
@@ -191,7 +194,7 @@ impl Lanes {
             lane.queue.retain(|waiting| !partitions.contains(&waiting.source));
             (lane.bytes, lane.work) = ([0; 3], 0);
             for waiting in lane.queue.iter() {
-                lane.bytes[waiting.priority as usize] += waiting.record.size_bytes();
+                lane.bytes[waiting.priority as usize] += waiting.bytes;
                 lane.work += waiting.estimate;
             }
             let forgotten = before - lane.all_bytes();
@@ -275,11 +278,10 @@ impl Lanes {
             };
             let lane = self.lanes.get_mut(&tenant).expect("whose turn it is has work");
             let waiting = lane.queue.pop_front().expect("whose turn it is has work");
-            let size = waiting.record.size_bytes();
-            lane.bytes[waiting.priority as usize] -= size;
+            lane.bytes[waiting.priority as usize] -= waiting.bytes;
             lane.work -= waiting.estimate;
-            self.bytes -= size;
-            bytes += size;
+            self.bytes -= waiting.bytes;
+            bytes += waiting.bytes;
             jobs += waiting.jobs;
             self.rates.charge(&tenant, waiting.estimate, now);
             let goes_on = !lane.queue.is_empty() && !self.rates.hold_back(&tenant, now);

@@ -90,7 +90,7 @@ pub(crate) enum ItemState {
         reason: Reason<'static>,
     },
     /// The record is no admitted jobs of this tenant.
-    Undecodable { record: Record, reason: String },
+    Undecodable { record: Box<Record>, reason: String },
 }
 
 /// Texts that the device runs at once.
@@ -118,7 +118,7 @@ pub(crate) fn prepare(
     let began = Instant::now();
     let Window { taken, place, lead } = window;
     let Taken { waiting, backlogged } = taken;
-    let bytes = waiting.iter().map(|waiting| waiting.record.size_bytes()).sum();
+    let bytes = waiting.iter().map(|waiting| waiting.bytes).sum();
     let mut works: BTreeMap<Tenant, Work> = BTreeMap::new();
     for waiting in &waiting {
         works.entry(waiting.tenant.clone()).or_default().estimate += waiting.estimate;

@@ -118,7 +118,7 @@ impl Turns {
         Round {
             turns: self,
             lanes_left: lanes_max.get(),
-            lanes: BTreeMap::new(),
+            reached: BTreeMap::new(),
         }
     }
 
@@ -154,49 +154,56 @@ pub(crate) struct Round<'a> {
     turns: &'a mut Turns,
     /// How many lanes it may still reach that it has not.
     lanes_left: usize,
-    /// Those that it has reached and that have work, as in [`Turns::waiting`].
-    lanes: BTreeMap<Place, Tenant>,
+    /// Those that it has reached and that have work. Until it ends they stand here, and not in [`Turns::waiting`].
+    reached: BTreeMap<Place, Tenant>,
 }
 
 impl Round<'_> {
     /// Whose turn it is, if any lane within reach has work.
     pub(crate) fn next(&mut self) -> Option<Tenant> {
-        let least = self.turns.waiting.first_key_value()?;
+        let (other, reached) = (
+            self.turns.waiting.first_key_value(),
+            self.reached.first_key_value(),
+        );
+        let least = other.into_iter().chain(reached).min()?;
         self.turns.reached = self.turns.reached.max(least.0.0);
-        let next = if self.lanes_left > 0 {
-            Some(least)
-        } else {
-            self.lanes.first_key_value()
-        };
+        let next = if self.lanes_left > 0 { Some(least) } else { reached };
         next.map(|(_, tenant)| tenant.clone())
     }
 
     /// The lane of `tenant` had its turn: work that will be `estimate`, about, in work units. Whether it has more?
     pub(crate) fn serve(&mut self, tenant: &Tenant, estimate: u64, has_work: bool) {
-        let lane = self.lanes.remove(&self.turns.accounts[tenant].place());
-        if lane.is_none() {
+        let account = self
+            .turns
+            .accounts
+            .get_mut(tenant)
+            .expect("whose turn it is has an account");
+        let place = account.place();
+        let lane = self.reached.remove(&place).unwrap_or_else(|| {
             self.lanes_left -= 1;
-        }
-        self.turns.change(tenant, |account| {
-            account.unsettled += estimate;
-            account.has_work = has_work;
+            self.turns
+                .waiting
+                .remove(&place)
+                .expect("whose turn it is has work")
         });
+        account.unsettled += estimate;
+        account.has_work = has_work;
         if has_work {
-            let place = self.turns.accounts[tenant].place();
-            self.lanes.insert(place, lane.unwrap_or_else(|| tenant.clone()));
+            self.reached.insert(account.place(), lane);
+        } else if account.unsettled == 0 {
+            self.turns.idle.insert(account.place(), lane);
         }
     }
 
     /// Ends it. Answers how many lanes had work all through it, and which of them it reached, with their weights.
     pub(crate) fn end(self) -> Backlogged {
+        let weighed = |tenant: &Tenant| (tenant.clone(), self.turns.accounts[tenant].weight);
+        let reached = self.reached.values().map(weighed).collect();
+        self.turns.waiting.extend(self.reached);
         self.turns.drop_idle();
-        let weighed = |tenant: Tenant| {
-            let weight = self.turns.accounts[&tenant].weight;
-            (tenant, weight)
-        };
         Backlogged {
             lanes: self.turns.waiting.len(),
-            reached: self.lanes.into_values().map(weighed).collect(),
+            reached,
         }
     }
 }
