@@ -10,8 +10,8 @@ const NEWEST_SHARE: f64 = 0.3;
 /// early a tenant's turn.
 const LEAD: f64 = 2.0;
 
-/// Sizes windows so that the device works about `target_ms` on each: long enough that a commit is cheap beside it, short
-/// enough that nobody waits long for a turn.
+/// Sizes windows so that about `target_ms` pass from when one leaves the lanes until the device is done with it: long enough
+/// that a commit is cheap beside it, and no longer than a turn may be waited for by whoever came just too late.
 #[derive(Debug, Clone)]
 pub(crate) struct Pace {
     target_ms: f64,
@@ -52,9 +52,10 @@ impl Pace {
 
     /// What the next window may take.
     pub(crate) fn budget(&self) -> Budget {
+        let device_ms = self.target_ms / (1.0 + LEAD * self.readiness);
         let wanted = self
             .bytes_per_ms
-            .map_or(self.least_bytes, |speed| (speed * self.target_ms) as usize);
+            .map_or(self.least_bytes, |speed| (speed * device_ms) as usize);
         let bytes_max = wanted.clamp(self.least_bytes.min(self.most.bytes_max), self.most.bytes_max);
         Budget {
             bytes_max,
@@ -76,9 +77,13 @@ mod tests {
     };
 
     #[test]
-    fn a_window_grows_to_what_the_device_does_in_the_set_time() {
-        let mut pace = Pace::new(500, MOST, 1_000);
+    fn a_window_grows_to_what_the_device_does_in_the_set_time_less_what_it_is_made_ready_in() {
+        let mut pace = Pace::new(600, MOST, 1_000);
         assert_eq!(pace.budget().bytes_max, 1_000);
+        for _ in 0..50 {
+            pace.observe(2_000, 0.0, 10.0);
+        }
+        assert_eq!(pace.budget().bytes_max, 120_000);
         for _ in 0..50 {
             pace.observe(2_000, 1.0, 10.0);
         }

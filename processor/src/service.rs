@@ -60,7 +60,7 @@ pub struct Config {
     pub group: String,
     /// Which tenants' work to do: those whose policy names this pool.
     pub pool: Pool,
-    /// How long the device should work on one window. Longer costs less in commits; shorter lets turns come sooner.
+    /// How long one window should take, made ready and run. Longer costs less in commits; shorter lets turns come sooner.
     pub window_ms: u64,
     /// A window has at most this many jobs.
     pub window_jobs_max: usize,
