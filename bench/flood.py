@@ -18,13 +18,13 @@ from services import Setup
 
 LIGHT = [f"light-{number}" for number in range(1, 10)]
 FLOOD = "flood"
-LIGHT_PER_S = 1.5
+LIGHT_PER_S = 5
 TIMES = 100
 PARTITIONS = 4
 WARM_S = 12
 """What is sent before is not counted: a processor finds out how fast its device is."""
 WINDOW_MS = 500
-STOCK = 400
+STOCK = 1_500
 """Jobs that each light tenant has waiting where all have a backlog."""
 STAGES = ("ingest", "processor", "sink", "broker")
 PLOT = ROOT / "bench/flood.svg"
@@ -37,7 +37,7 @@ def flood(args):
         # A processor alone decides the waits: the sink shall not take its cores for the many small files of ten tenants.
         "sink.flush_interval_ms=10000",
         f"processor.window_ms={WINDOW_MS}",
-        # A micro-batch runs to its end: on these cores 256 tokens take some 90 ms.
+        # A micro-batch runs to its end: on these cores 256 tokens take some 30 ms.
         "processor.batch_tokens_max=256",
         *args.set,
     ]
