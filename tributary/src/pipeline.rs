@@ -267,8 +267,8 @@ async fn processor(
 ) -> anyhow::Result<processor::Service> {
     let models = config.models_of(&config.processor.pool);
     let (device, cpu_path) = (config.processor.device, config.processor.cpu_path);
-    // Processors that share a working directory are of other pools or instances.
-    let name = format!("{}-{}", config.processor.pool, config.topics.instance);
+    // Processors that share a working directory are of other pools or instances; no pool's name has a dot.
+    let name = format!("{}.{}", config.processor.pool, config.topics.instance);
     let folder = config.processor.attempts_path.join(name);
     let attempts = processor::Attempts::open(&folder).with_context(|| {
         format!(

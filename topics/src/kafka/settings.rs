@@ -31,7 +31,7 @@ pub struct Settings {
     #[serde(default)]
     pub delivery: Delivery,
     /// Tells this instance of a service from the others. It must stay the same over restarts: an instance fences
-    /// whoever called itself so before.
+    /// whoever called itself so before. It has no `/`.
     pub instance: String,
     /// How many replicas a created topic has.
     pub replication_factor: u16,
@@ -140,14 +140,17 @@ impl Settings {
             let detail = "is missing: give the addresses of some brokers, such as `kafka:9092`".to_owned();
             return Err(invalid("bootstrap.servers", detail));
         }
-        if self.instance.is_empty() {
-            let detail = "is empty: give each instance of a service a stable name of its own".to_owned();
-            return Err(Error::Invalid {
-                what: "Kafka setting `instance`".to_owned(),
-                detail,
-            });
-        }
-        Ok(())
+        let problem = match self.instance.as_str() {
+            "" => "is empty: give each instance of a service a stable name of its own",
+            name if name.contains('/') => {
+                "has a `/`, which ends the group's name in a transactional id: leave it out"
+            }
+            _ => return Ok(()),
+        };
+        Err(Error::Invalid {
+            what: "Kafka setting `instance`".to_owned(),
+            detail: problem.to_owned(),
+        })
     }
 
     pub(super) fn bootstrap_servers(&self) -> &str {
@@ -181,7 +184,8 @@ impl Settings {
     pub(super) fn stage_producer(&self, group: &str) -> ClientConfig {
         let mut config = self.idempotent(&[&PRODUCER[..], &STAGE_PRODUCER].concat());
         if self.delivery == Delivery::Transactional {
-            config.set("transactional.id", format!("{group}-{}", self.instance));
+            // An instance's name has no slash, so that no other group and instance come to the same.
+            config.set("transactional.id", format!("{group}/{}", self.instance));
         }
         config
     }
@@ -293,6 +297,26 @@ mod tests {
     }
 
     #[test]
+    fn no_two_instances_of_any_groups_fence_each_other() {
+        let id = |group: &str, instance: &str| {
+            let settings = Settings {
+                instance: instance.to_owned(),
+                ..settings(&[])
+            };
+            settings.check().map(|()| {
+                let config = settings.stage_producer(group);
+                config.get("transactional.id").map(str::to_owned)
+            })
+        };
+        assert_eq!(id("g-a", "0").unwrap().as_deref(), Some("g-a/0"));
+        assert_ne!(id("g-a", "b-0").unwrap(), id("g-a-b", "0").unwrap());
+        for refused in ["", "b/0", "/"] {
+            let error = id("g", refused).unwrap_err().to_string();
+            assert!(error.starts_with("Kafka setting `instance`: "), "{error}");
+        }
+    }
+
+    #[test]
     fn the_users_properties_win_over_defaults_and_reach_every_client() {
         let settings = settings(&[
             ("session.timeout.ms", "45000"),
@@ -301,7 +325,6 @@ mod tests {
         ]);
         assert_eq!(settings.consumer("g").get("session.timeout.ms"), Some("45000"));
         assert_eq!(settings.producer().get("compression.type"), Some("zstd"));
-        assert_eq!(settings.stage_producer("g").get("transactional.id"), Some("g-0"));
         for client in [settings.consumer("g"), settings.producer(), settings.client()] {
             assert_eq!(client.get("ssl.ca.location"), Some("/ca"));
         }
