@@ -29,6 +29,9 @@ const BATCH_BYTES_MAX: u32 = 1 << 20;
 const BATCH_OVERHEAD_BYTES: u32 = 4096;
 /// How often the brokers are asked whether they know a topic.
 const LOOK: Duration = Duration::from_millis(20);
+/// What one request asks for is one batch of the controller's log, which has at most 10,000 records. It is less here because
+/// a broker makes some hundred partitions a second, and should know the topics within [`ANSWER_LIMIT`].
+const REQUEST_RECORDS_MAX: usize = 500;
 
 /// Makes what is missing; see [`crate::Topics::ensure`].
 pub(super) async fn ensure(
@@ -37,9 +40,35 @@ pub(super) async fn ensure(
     specs: &[TopicSpec],
     replication_factor: u16,
 ) -> Result<(), Error> {
-    if specs.is_empty() {
-        return Ok(());
+    for specs in requests(specs) {
+        ensure_at_once(admin, client, specs, replication_factor).await?;
     }
+    Ok(())
+}
+
+/// `specs` in pieces for a request each.
+fn requests(mut specs: &[TopicSpec]) -> Vec<&[TopicSpec]> {
+    let mut requests = Vec::new();
+    while !specs.is_empty() {
+        let mut records = 0;
+        let fit = specs.iter().take_while(|spec| {
+            // One for itself, one for each partition, and one for each setting.
+            records += 1 + wanted(spec) + settings(spec).len();
+            records <= REQUEST_RECORDS_MAX
+        });
+        let (request, rest) = specs.split_at(fit.count().max(1));
+        requests.push(request);
+        specs = rest;
+    }
+    requests
+}
+
+async fn ensure_at_once(
+    admin: &AdminClient<Complaints>,
+    client: &Arc<BaseProducer<Complaints>>,
+    specs: &[TopicSpec],
+    replication_factor: u16,
+) -> Result<(), Error> {
     let options = AdminOptions::new()
         .operation_timeout(Some(ANSWER_LIMIT))
         .request_timeout(Some(ANSWER_LIMIT));
@@ -305,6 +334,25 @@ fn known(list: &TopicPartitionList) -> HashMap<(String, i32), i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn topics_of_many_tenants_are_made_by_requests_that_a_controller_takes() {
+        let spec = |(number, partitions)| TopicSpec {
+            message_bytes_max: Some(1 << 20),
+            retention: Retention::TimeMs(1),
+            ..TopicSpec::new(TopicName::new(&format!("t{number}")).unwrap(), partitions)
+        };
+        let partitions = [1, 4, 5_000, 1].into_iter().chain([1; 5_000]);
+        let specs: Vec<TopicSpec> = (0..).zip(partitions).map(spec).collect();
+        let requests = requests(&specs);
+        assert_eq!(requests.concat(), specs);
+        for request in &requests {
+            let records: usize = request.iter().map(|spec| wanted(spec) + 3).sum();
+            assert!(records <= REQUEST_RECORDS_MAX || request.len() == 1);
+        }
+        assert!(requests.len() < 50, "{}", requests.len());
+        assert!(super::requests(&[]).is_empty());
+    }
 
     #[test]
     fn a_small_limit_for_records_leaves_room_for_batches_of_them() {
