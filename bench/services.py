@@ -12,7 +12,6 @@ from places import TARGET, WORK, Process
 BINARY = TARGET / "tributary"
 TENANTS = ["acme", "globex", "hooli", "initech", "stark"]
 PARTITIONS = 2
-PRIORITIES = 3
 SAMPLE = re.compile(r"^(\w+)(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
 
 
@@ -54,7 +53,7 @@ filter = "warn"
     def groups(self):
         """The consumer groups, and how many partitions each has to read, the jobs' aside."""
         outcomes = len(self.tenants) * PARTITIONS + 1
-        return {f"{self.name}-processor-shared": len(self.tenants) * PRIORITIES * PARTITIONS, f"{self.name}-sink": outcomes}
+        return {f"{self.name}-processor-shared": len(self.tenants) * PARTITIONS, f"{self.name}-sink": outcomes}
 
     def remove(self):
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -58,7 +58,7 @@ pub struct TenantPolicy {
     pub models: Option<BTreeSet<ModelName>>,
     /// The tenant's share of a device, beside the weights of the others that wait for it.
     pub weight: NonZeroU32,
-    /// A job that asks for more is as urgent as this.
+    /// A job that asks for more is as urgent as this. By default all are alike: each priority is a topic more.
     pub priority_max: Priority,
     /// How long the tenant's topics keep a record, in days; none leaves it to the cluster.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -84,7 +84,7 @@ impl Default for TenantPolicy {
             partitions: 1,
             models: None,
             weight: NonZeroU32::MIN,
-            priority_max: Priority::High,
+            priority_max: Priority::Low,
             retention_days: None,
             rate: None,
             budget: None,

@@ -215,9 +215,13 @@ fn a_set_of_tenants_keeps_its_bytes() {
         labels: labels(),
         ..TenantPolicy::default()
     };
+    let globex = TenantPolicy {
+        priority_max: Priority::High,
+        ..TenantPolicy::default()
+    };
     let tenants = BTreeMap::from([
         (Tenant::new("acme").unwrap(), acme),
-        (Tenant::new("globex").unwrap(), TenantPolicy::default()),
+        (Tenant::new("globex").unwrap(), globex),
     ]);
     let set = TenantSet(tenants);
     check(&set, &golden(&set, "tenant-set.v1.bin"));
@@ -226,6 +230,7 @@ fn a_set_of_tenants_keeps_its_bytes() {
 #[test]
 fn a_set_of_tenants_with_quotas_keeps_its_bytes() {
     let acme = TenantPolicy {
+        priority_max: Priority::High,
         rate: Some(Rate {
             work_units_per_s: 500.try_into().unwrap(),
             burst_work_units: Some(2_000.try_into().unwrap()),

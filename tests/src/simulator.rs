@@ -346,6 +346,7 @@ fn policies(seed: u64) -> Policies {
         partitions: PARTITIONS,
         rate: seed.is_multiple_of(3).then_some(rate),
         queue_records_max: seed.is_multiple_of(5).then_some(few),
+        priority_max: Priority::High,
         ..TenantPolicy::default()
     };
     let of_little_money = TenantPolicy {

@@ -43,7 +43,7 @@ fn a_tenant_that_moves_between_pools_while_processors_are_killed_loses_nothing_a
         let applied = tenants(&cluster, "apply", pool);
         assert!(applied.status.success(), "{}", text(&applied.stderr));
         let left = format!(
-            "tributary.work.{}.acme, about ",
+            "tributary.work.{}.low.acme, about ",
             if pool == "gold" { "shared" } else { "gold" }
         );
         assert!(text(&applied.stdout).contains(&left), "{}", text(&applied.stdout));

@@ -361,7 +361,7 @@ mod tests {
         let globex = Tenant::new("globex").unwrap();
         let made = [
             topic_names.jobs_of(&globex),
-            topic_names.work(&schemas::Pool::default(), schemas::Priority::High, &globex),
+            topic_names.work(&schemas::Pool::default(), schemas::Priority::Low, &globex),
             topic_names.outcomes(&globex),
         ];
         let sizes = topics.partitions(&made).await.unwrap();
