@@ -36,7 +36,7 @@ stories: weights ## Run the stories on a real Apache Kafka and a real S3 server
 	tests/s3/fetch
 	tests/readers/fetch
 	cargo build $(CARGO_PROFILE) -p tributary
-	cargo test $(CARGO_PROFILE) -p stories --features kafka --test pipeline --test pools -- --test-threads=1
+	cargo test $(CARGO_PROFILE) -p stories --features kafka --test pipeline --test pools --test quotas -- --test-threads=1
 
 conformance: ## Hold Kafka topics to the conformance suite
 	tests/kafka/fetch

@@ -1,6 +1,6 @@
 """Puts jobs on a topic until its input ends, each once and in order, whatever happens to the broker meanwhile.
 
-    keep_producing.py BROKERS TOPIC TENANTS JOBS_PER_SECOND
+    keep_producing.py BROKERS TOPIC TENANTS JOBS_PER_SECOND [TEXT_BYTES]
 
 After each burst a line says how many jobs there are so far; after the last line all of them are acknowledged.
 """
@@ -13,6 +13,7 @@ from confluent_kafka import Producer
 
 BURSTS_PER_SECOND = 5
 BROKERS, TOPIC, TENANTS, RATE = sys.argv[1], sys.argv[2], sys.argv[3].split(","), int(sys.argv[4])
+TEXT_BYTES = int(sys.argv[5]) if len(sys.argv) > 5 else 0
 
 
 def main():
@@ -29,7 +30,7 @@ def main():
     produced = 0
     while not ended():
         for number in range(produced, produced + RATE // BURSTS_PER_SECOND):
-            job = {"id": str(number), "tenant": TENANTS[number % len(TENANTS)], "model": "minilm", "input": f"Text number {number}"}
+            job = {"id": str(number), "tenant": TENANTS[number % len(TENANTS)], "model": "minilm", "input": f"Text number {number}".ljust(TEXT_BYTES, ".")}
             producer.produce(TOPIC, json.dumps(job), on_delivery=lambda error, _: error and failed.append(error))
         produced += RATE // BURSTS_PER_SECOND
         producer.poll(0)

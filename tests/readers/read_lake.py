@@ -3,18 +3,17 @@
     read_lake.py LAKE            a folder, or s3://bucket with AWS_ENDPOINT, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY
 """
 
-import glob
 import hashlib
-import importlib.util
 import json
 import os
 import sys
 import urllib.parse
 
-import duckdb
 import polars
 import pyarrow.dataset
 import pyarrow.fs
+
+from in_duckdb import connected
 
 LAKE = sys.argv[1].rstrip("/")
 ORIGIN = "origin_topic_id, origin_partition, origin_offset"
@@ -25,18 +24,7 @@ def main():
 
 
 def with_duckdb():
-    connection = duckdb.connect()
-    if LAKE.startswith("s3://"):
-        package = importlib.util.find_spec("duckdb_extension_httpfs").submodule_search_locations[0]
-        connection.execute(f"LOAD '{glob.glob(package + '/extensions/*/httpfs.duckdb_extension')[0]}'")
-        endpoint = urllib.parse.urlparse(os.environ["AWS_ENDPOINT"]).netloc
-        connection.execute(
-            "CREATE SECRET (TYPE s3, KEY_ID $1, SECRET $2, ENDPOINT $3, URL_STYLE 'path', USE_SSL false)",
-            [os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"], endpoint],
-        )
-    connection.execute(f"CREATE VIEW results AS FROM read_parquet('{LAKE}/results/**/*.parquet', hive_partitioning = true)")
-    connection.execute(f"CREATE VIEW costs AS FROM read_parquet('{LAKE}/costs/**/*.parquet', hive_partitioning = true)")
-    connection.execute(f"CREATE VIEW audit AS FROM read_parquet('{LAKE}/audit/**/*.parquet', hive_partitioning = true)")
+    connection = connected(LAKE)
 
     def one(query):
         return connection.execute(query).fetchone()[0]

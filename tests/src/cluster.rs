@@ -347,11 +347,18 @@ impl Cluster {
 
     /// The lake as three engines count it.
     pub fn read_lake(&self) -> Value {
+        self.read_with("read_lake.py", &[])
+    }
+
+    /// What DuckDB answers to a query on the lake's tables: an array a row.
+    pub fn query_lake(&self, query: &str) -> Value {
+        self.read_with("in_duckdb.py", &[query])
+    }
+
+    fn read_with(&self, script: &str, more: &[&str]) -> Value {
         let lake = format!("s3://{}", self.s3.bucket());
-        let read = run(self
-            .command(&python())
-            .arg(root().join("tests/readers/read_lake.py"))
-            .arg(lake));
+        let script = root().join("tests/readers").join(script);
+        let read = run(self.command(&python()).arg(script).arg(lake).args(more));
         serde_json::from_str(&read).unwrap()
     }
 

@@ -26,8 +26,8 @@ pub struct Producer {
 }
 
 impl Producer {
-    /// So many jobs a second of `tenants` in turn.
-    pub fn start(cluster: &Cluster, tenants: &[&str], jobs_per_second: u64) -> Self {
+    /// So many jobs a second of `tenants` in turn, with texts of so many bytes at least.
+    pub fn start(cluster: &Cluster, tenants: &[&str], jobs_per_second: u64, text_bytes: usize) -> Self {
         let mut process = Command::new(python())
             .arg(root().join("tests/readers/keep_producing.py"))
             .args([
@@ -35,6 +35,7 @@ impl Producer {
                 "jobs",
                 &tenants.join(","),
                 &jobs_per_second.to_string(),
+                &text_bytes.to_string(),
             ])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

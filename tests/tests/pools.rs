@@ -23,7 +23,7 @@ fn a_tenant_that_moves_between_pools_while_processors_are_killed_loses_nothing_a
     for instance in INGESTS.into_iter().chain([SHARED, GOLD, ("sink", 0)]) {
         spawn(&mut cluster, instance);
     }
-    let producer = Producer::start(&cluster, &["acme", "globex"], 1_000);
+    let producer = Producer::start(&cluster, &["acme", "globex"], 1_000, 0);
 
     // What is killed first leaves jobs of its pool undone while their tenant moves away from it.
     for (pool, old, new) in [

@@ -99,7 +99,7 @@ fn main() {
     for instance in &instances {
         spawn(&mut cluster, *instance, &of(*instance, &settings), true);
     }
-    let mut producer = Producer::start(&cluster, &TENANTS, JOBS_PER_SECOND);
+    let mut producer = Producer::start(&cluster, &TENANTS, JOBS_PER_SECOND, 0);
     println!("logs: {}", cluster.keep_logs(true).display());
     let mut random = fastrand::Rng::with_seed(options.seed);
     let mut blows: BTreeMap<Blow, u64> = BTreeMap::new();
