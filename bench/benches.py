@@ -10,6 +10,7 @@ import flood
 import gpu
 import jobs
 import report
+import tenants
 from broker import Broker
 from places import CACHE, MODEL, ROOT, WORK
 from report import median, table
@@ -285,7 +286,7 @@ def mib(size_bytes):
     return f"{size_bytes / 2**20:.0f}"
 
 
-BENCHES = {"cpu": cpu, "embedded": embedded, "kafka-model": kafka_model, "passthrough": passthrough, "memory": memory, "guarantee": guarantee, "recovery": recovery, "scheduler": scheduler, "flood": flood.flood, "gpu": gpu.gpu}
+BENCHES = {"cpu": cpu, "embedded": embedded, "kafka-model": kafka_model, "passthrough": passthrough, "memory": memory, "guarantee": guarantee, "recovery": recovery, "scheduler": scheduler, "flood": flood.flood, "tenants": tenants.tenants, "gpu": gpu.gpu}
 
 if __name__ == "__main__":
     CACHE.mkdir(parents=True, exist_ok=True)
