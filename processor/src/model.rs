@@ -138,6 +138,10 @@ fn read(
     let tokens_max = tokenizer.tokens_max();
     let settings = match &device {
         Device::Cpu(CpuPath::Candle) => format!("dtype={dtype} tokens_max={tokens_max}"),
+        #[cfg(target_arch = "x86_64")]
+        Device::Cpu(path) if cpu::attention(dtype) == Dtype::Bf16 => {
+            format!("dtype={dtype} attention=bf16 path={path} tokens_max={tokens_max}")
+        }
         // Another path sums in another order: the last bits differ.
         device => format!("dtype={dtype} path={} tokens_max={tokens_max}", device.path()),
     };

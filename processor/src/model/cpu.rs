@@ -1,11 +1,11 @@
 //! Kernels of our own for CPUs of the x86-64 kind.
 //!
 //! ```text
-//! isa ─▶ format ─▶ kernel ◀─ panels        one register block over f32, bf16 and int8, under AVX-512 or AVX2
+//! isa ─▶ format ─▶ kernel ◀─ panels, operand   one register block over f32, bf16 and int8, under AVX-512 or AVX2
 //!                    │
 //!         epilogue ──┼── attention
 //!                    ▼
-//!                 encoder                  all tokens of a micro-batch as rows of one matrix
+//!                 encoder                      all tokens of a micro-batch as rows of one matrix
 //! ```
 //!
 //! What the CPU has is a value that cannot be made where it lacks it; with one in hand all but the innermost loop is safe.
@@ -17,13 +17,14 @@ mod format;
 mod isa;
 mod kernel;
 mod matrix;
+mod operand;
 mod panels;
 
 use candle_nn::VarBuilder;
 
 use super::{CpuPath, Dtype, Encoder, Fault, bert, encoder::weights, folder::Files, pooling::Pooling};
 use encoder::CpuEncoder;
-use format::{Bf16, Format, Int8, Single};
+use format::{Bf16, Format, Int8, Plain, Single};
 use isa::{Avx2, Avx512};
 
 /// What this CPU has, the fastest first.
@@ -53,17 +54,31 @@ pub(super) fn encoder(
     path: CpuPath,
     dtype: Dtype,
 ) -> Result<Box<dyn Encoder>, Fault> {
-    match (path, dtype) {
-        (CpuPath::Avx512, Dtype::Bf16) => load::<Bf16>(files, config),
-        (CpuPath::Avx512, Dtype::Int8) => load::<Int8>(files, config),
-        (CpuPath::Avx512, _) => load::<Single<Avx512>>(files, config),
-        _ => load::<Single<Avx2>>(files, config),
+    match (path, dtype, attention(dtype)) {
+        (CpuPath::Avx512, Dtype::Bf16, _) => load::<Bf16, Bf16>(files, config),
+        (CpuPath::Avx512, Dtype::Int8, Dtype::Bf16) => load::<Int8, Bf16>(files, config),
+        (CpuPath::Avx512, Dtype::Int8, _) => load::<Int8, Single<Avx512>>(files, config),
+        (CpuPath::Avx512, ..) => load::<Single<Avx512>, Single<Avx512>>(files, config),
+        _ => load::<Single<Avx2>, Single<Avx2>>(files, config),
     }
 }
 
-fn load<F: Format>(files: Files, config: &bert::Config) -> Result<Box<dyn Encoder>, Fault> {
+/// What attention is in where the dense layers are in `dtype`: it has no `int8`, and a CPU may have that and no `bf16`.
+pub(super) fn attention(dtype: Dtype) -> Dtype {
+    match dtype {
+        Dtype::Bf16 | Dtype::Int8 if Bf16::detect().is_some() => Dtype::Bf16,
+        _ => Dtype::F32,
+    }
+}
+
+/// With dense layers in the format `F` and attention in `A`.
+fn load<F: Format, A: Plain<Isa = F::Isa>>(
+    files: Files,
+    config: &bert::Config,
+) -> Result<Box<dyn Encoder>, Fault> {
     let format = F::detect().expect("the CPU offers it");
+    let attention_format = A::detect().expect("the CPU has it");
     let pooling = Pooling::read(&files, config.hidden_size)?;
-    let load = |vb: &VarBuilder<'_>| CpuEncoder::load(format, config, pooling, vb);
+    let load = |vb: &VarBuilder<'_>| CpuEncoder::load(format, attention_format, config, pooling, vb);
     Ok(Box::new(weights(files.weights, load)?))
 }

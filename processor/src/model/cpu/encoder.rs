@@ -21,16 +21,17 @@ use super::{
     },
     attention::{Attention, Heads, Scratch},
     epilogue::{Activate, Bias, Norm, Normalise, Residual},
-    format::{Format, RowScale},
-    isa::Work,
-    kernel::{Product, Rows},
+    format::{Format, Plain},
+    kernel::Product,
     matrix::Matrix,
+    operand::{Operand, Settle},
     panels::{PADDING, Panels},
 };
 
-/// An encoder of the BERT family with its pooling, in one format.
-pub(super) struct CpuEncoder<F> {
+/// An encoder of the BERT family with its pooling, its dense layers in one format and attention in another or the same.
+pub(super) struct CpuEncoder<F, A> {
     format: F,
+    attention_format: A,
     config: bert::Config,
     pooling: Pooling,
     embeddings: Embeddings,
@@ -65,21 +66,16 @@ struct Dense {
 
 /// What is written down of a micro-batch.
 struct Workspace {
-    /// A row for each token of the micro-batch.
+    /// A row for each token of the micro-batch, to add to …
     hidden: Matrix<f32>,
+    /// … and the same to multiply.
+    hidden_operand: Operand,
     /// A row for each token of a group of texts …
     query_key_value: Matrix<f32>,
-    context: Matrix<f32>,
+    context: Operand,
     /// … and for some of them, that stay in the cache.
-    inner: Matrix<f32>,
-    operand: Operand,
+    inner: Operand,
     scratch: Scratch,
-}
-
-/// The left side of a product, in a format.
-struct Operand {
-    words: Matrix<u32>,
-    scales: Vec<RowScale>,
 }
 
 /// Texts go through a layer in groups of at least so many tokens, so that what one step writes is in the cache for the next.
@@ -87,13 +83,20 @@ const GROUP_TOKENS: usize = 168;
 /// So many go through the feed-forward part at once.
 const FEED_FORWARD_TOKENS: usize = 84;
 
-impl<F: Format> CpuEncoder<F> {
+impl<F: Format, A: Plain<Isa = F::Isa>> CpuEncoder<F, A> {
     /// Takes the weights out of `vb`, in 32 bits on the CPU. `config` is checked.
-    pub(super) fn load(format: F, config: &bert::Config, pooling: Pooling, vb: &VarBuilder) -> Result<Self> {
+    pub(super) fn load(
+        format: F,
+        attention_format: A,
+        config: &bert::Config,
+        pooling: Pooling,
+        vb: &VarBuilder,
+    ) -> Result<Self> {
         let vb = bert::root(vb);
         let layers = vb.pp("encoder").pp("layer");
         Ok(Self {
             format,
+            attention_format,
             embeddings: Embeddings::load(config, &vb.pp("embeddings"))?,
             layers: (0..config.num_hidden_layers)
                 .map(|layer| Layer::load::<F>(config, &layers.pp(layer)))
@@ -110,10 +113,11 @@ impl<F: Format> CpuEncoder<F> {
 
     fn run(&self, texts: &[Tokens]) -> Vec<Vec<f32>> {
         let idle = || self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut workspace = idle().pop().unwrap_or_else(|| Workspace::new(&self.config));
+        let mut workspace = idle().pop().unwrap_or_else(|| Workspace::new::<F>(&self.config));
         let tokens = texts.iter().map(|text| text.ids.len()).sum();
         workspace.hidden.reserve_rows(tokens);
-        self.embed(texts, &mut workspace.hidden);
+        workspace.hidden_operand.reserve_rows(tokens);
+        self.embed(texts, &mut workspace);
         let groups = groups(texts);
         for layer in &self.layers {
             for group in &groups {
@@ -132,8 +136,8 @@ impl<F: Format> CpuEncoder<F> {
         pooled
     }
 
-    fn embed(&self, texts: &[Tokens], hidden: &mut Matrix<f32>) {
-        let width = self.config.hidden_size;
+    fn embed(&self, texts: &[Tokens], workspace: &mut Workspace) {
+        let (width, hidden) = (self.config.hidden_size, &mut workspace.hidden);
         let tokens = texts.iter().flat_map(|text| text.ids.iter().enumerate());
         let mut count = 0;
         for (row, (position, &id)) in tokens.enumerate() {
@@ -146,77 +150,87 @@ impl<F: Format> CpuEncoder<F> {
             padding.fill(0.0);
             count = row + 1;
         }
-        self.normalise(hidden, 0..count, &self.embeddings.norm);
+        self.normalise(
+            hidden,
+            &mut workspace.hidden_operand,
+            0..count,
+            &self.embeddings.norm,
+        );
     }
 
     fn layer(&self, layer: &Layer, group: &[Range<usize>], workspace: &mut Workspace) {
         let Workspace {
             hidden,
+            hidden_operand,
             query_key_value,
             context,
             inner,
-            operand,
             scratch,
         } = workspace;
         let rows = group[0].start..group[group.len() - 1].end;
         query_key_value.reserve_rows(rows.len());
         context.reserve_rows(rows.len());
 
-        operand.encode(self.format, hidden, rows.clone(), self.config.hidden_size);
         let stride = query_key_value.stride();
-        let bias = &layer.query_key_value.bias;
-        let epilogue = Bias {
-            bias,
-            to: query_key_value.all_mut(),
-            stride,
-        };
         self.format.vectorize(Product {
             format: self.format,
-            rows: operand.rows(rows.len()),
+            rows: hidden_operand.rows(rows.clone()),
             columns: layer.query_key_value.weights.view(),
-            epilogue,
+            epilogue: Bias {
+                bias: &layer.query_key_value.bias,
+                to: query_key_value.all_mut(),
+                stride,
+            },
         });
         for text in group {
-            let first = text.start - rows.start;
-            let context_stride = context.stride();
-            self.format.vectorize(Attention {
-                isa: self.format.isa(),
+            let of_group = text.start - rows.start..text.end - rows.start;
+            let to = context.rows_mut(of_group.clone());
+            self.attention_format.vectorize(Attention {
+                format: self.attention_format,
                 heads: self.heads,
-                query_key_value: &query_key_value.all()[first * stride..][..text.len() * stride],
+                query_key_value: &query_key_value.all()[of_group.start * stride..of_group.end * stride],
                 stride,
                 tokens: text.len(),
-                context: &mut context.all_mut()[first * context_stride..],
-                context_stride,
+                context_format: self.format,
+                context: to.words,
+                context_stride: to.stride,
                 scratch,
             });
         }
-        operand.encode(self.format, context, 0..rows.len(), self.config.hidden_size);
-        self.add(&layer.attention_output, operand, hidden, rows.clone());
-        self.normalise(hidden, rows.clone(), &layer.attention_norm);
+        self.settle(context, 0..rows.len(), self.config.hidden_size);
+        self.add(&layer.attention_output, context, hidden, rows.clone());
+        self.normalise(hidden, hidden_operand, rows.clone(), &layer.attention_norm);
 
         for first in rows.clone().step_by(FEED_FORWARD_TOKENS) {
             let rows = first..rows.end.min(first + FEED_FORWARD_TOKENS);
             inner.reserve_rows(rows.len());
-            operand.encode(self.format, hidden, rows.clone(), self.config.hidden_size);
-            let stride = inner.stride();
             self.format.vectorize(Product {
                 format: self.format,
-                rows: operand.rows(rows.len()),
+                rows: hidden_operand.rows(rows.clone()),
                 columns: layer.intermediate.weights.view(),
                 epilogue: Activate {
                     bias: &layer.intermediate.bias,
                     activation: layer.activation,
-                    to: inner.all_mut(),
-                    stride,
+                    format: self.format,
+                    to: inner.rows_mut(0..rows.len()),
                 },
             });
-            operand.encode(self.format, inner, 0..rows.len(), self.config.intermediate_size);
-            self.add(&layer.output, operand, hidden, rows.clone());
-            self.normalise(hidden, rows, &layer.output_norm);
+            self.settle(inner, 0..rows.len(), self.config.intermediate_size);
+            self.add(&layer.output, inner, hidden, rows.clone());
+            self.normalise(hidden, hidden_operand, rows, &layer.output_norm);
         }
     }
 
-    /// Adds what `dense` makes of `operand` to `rows` of `hidden`.
+    /// Makes words of `rows` of `operand`, whose `columns` are written.
+    fn settle(&self, operand: &mut Operand, rows: Range<usize>, columns: usize) {
+        self.format.vectorize(Settle {
+            format: self.format,
+            columns: columns.next_multiple_of(PADDING),
+            rows: operand.rows_mut(rows),
+        });
+    }
+
+    /// Adds what `dense` makes of the first rows of `operand` to `rows` of `hidden`.
     fn add(&self, dense: &Dense, operand: &Operand, hidden: &mut Matrix<f32>, rows: Range<usize>) {
         let stride = hidden.stride();
         let epilogue = Residual {
@@ -226,25 +240,25 @@ impl<F: Format> CpuEncoder<F> {
         };
         self.format.vectorize(Product {
             format: self.format,
-            rows: operand.rows(rows.len()),
+            rows: operand.rows(0..rows.len()),
             columns: dense.weights.view(),
             epilogue,
         });
     }
 
-    fn normalise(&self, hidden: &mut Matrix<f32>, rows: Range<usize>, norm: &Norm) {
+    fn normalise(&self, hidden: &mut Matrix<f32>, operand: &mut Operand, rows: Range<usize>, norm: &Norm) {
         let stride = hidden.stride();
-        let rows = &mut hidden.all_mut()[rows.start * stride..rows.end * stride];
         self.format.vectorize(Normalise {
-            isa: self.format.isa(),
-            rows,
+            format: self.format,
+            rows: &mut hidden.all_mut()[rows.start * stride..rows.end * stride],
             stride,
+            to: operand.rows_mut(rows),
             norm,
         });
     }
 }
 
-impl<F: Format> Encoder for CpuEncoder<F> {
+impl<F: Format, A: Plain<Isa = F::Isa>> Encoder for CpuEncoder<F, A> {
     fn dimension(&self) -> usize {
         self.pooling.dimension(self.config.hidden_size)
     }
@@ -271,66 +285,16 @@ fn groups(texts: &[Tokens]) -> Vec<Vec<Range<usize>>> {
     groups
 }
 
-impl Operand {
-    /// Takes `rows` of `matrix` in a format.
-    fn encode<F: Format>(&mut self, format: F, matrix: &Matrix<f32>, rows: Range<usize>, columns: usize) {
-        self.words.reserve_rows(rows.len());
-        self.scales.clear();
-        format.vectorize(Encode {
-            format,
-            matrix,
-            rows,
-            columns,
-            operand: self,
-        });
-    }
-
-    fn rows(&self, count: usize) -> Rows<'_> {
-        Rows {
-            words: self.words.all(),
-            count,
-            stride: self.words.stride(),
-            scales: &self.scales,
-        }
-    }
-}
-
-struct Encode<'a, F> {
-    format: F,
-    matrix: &'a Matrix<f32>,
-    rows: Range<usize>,
-    columns: usize,
-    operand: &'a mut Operand,
-}
-
-impl<F: Format> Work for Encode<'_, F> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run(self) {
-        let columns = self.columns.next_multiple_of(PADDING);
-        for (to, row) in self.rows.enumerate() {
-            let scale = self
-                .format
-                .encode(&self.matrix.row(row)[..columns], self.operand.words.row_mut(to));
-            self.operand.scales.push(scale);
-        }
-    }
-}
-
 impl Workspace {
-    fn new(config: &bert::Config) -> Self {
+    fn new<F: Format>(config: &bert::Config) -> Self {
         let padded = |columns: usize| columns.next_multiple_of(PADDING);
-        let (width, inner) = (padded(config.hidden_size), padded(config.intermediate_size));
+        let width = padded(config.hidden_size);
         Self {
             hidden: Matrix::new(width),
+            hidden_operand: Operand::new::<F>(width),
             query_key_value: Matrix::new(padded(3 * config.hidden_size)),
-            context: Matrix::new(width),
-            inner: Matrix::new(inner),
-            operand: Operand {
-                words: Matrix::new(width.max(inner)),
-                scales: Vec::new(),
-            },
+            context: Operand::new::<F>(width),
+            inner: Operand::new::<F>(padded(config.intermediate_size)),
             scratch: Scratch::new(),
         }
     }
@@ -411,9 +375,16 @@ fn query_key_value<F: Format>(config: &bert::Config, vb: &VarBuilder) -> Result<
 
 fn norm(config: &bert::Config, vb: &VarBuilder) -> Result<Norm> {
     let (weight, bias) = bert::norm_names(vb);
+    let width = config.hidden_size;
+    let filled = |name: &str| -> Result<Vec<f32>> {
+        let mut numbers = numbers(&vb.get(width, name)?)?;
+        numbers.resize(width.next_multiple_of(PADDING), 0.0);
+        Ok(numbers)
+    };
     Ok(Norm {
-        weight: numbers(&vb.get(config.hidden_size, weight)?)?,
-        bias: numbers(&vb.get(config.hidden_size, bias)?)?,
+        weight: filled(weight)?,
+        bias: filled(bias)?,
+        width,
         epsilon: config.layer_norm_eps as f32,
     })
 }

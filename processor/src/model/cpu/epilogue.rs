@@ -2,11 +2,17 @@
 
 use super::{
     super::bert::Activation,
+    format::Format,
     isa::{Isa, Work, sum_of},
+    operand::RowsMut,
 };
 
 /// Takes the values of a product, a vector of a row at a time.
 pub(super) trait Epilogue<I: Isa> {
+    /// Has brought nearer what [`Epilogue::take`] will read and write, many products later.
+    #[inline(always)]
+    fn expect(&self, _: I, _row: usize, _column: usize) {}
+
     fn take(&mut self, isa: I, row: usize, column: usize, values: I::Vector);
 }
 
@@ -17,11 +23,15 @@ pub(super) struct Store<'a> {
     pub(super) stride: usize,
 }
 
-/// Multiplies each row by a number of its own, and writes them down.
-pub(super) struct Scale<'a> {
+/// Multiplies each row by a number of its own, and writes them down in a format.
+pub(super) struct Scale<'a, F> {
     pub(super) by: &'a [f32],
-    pub(super) to: &'a mut [f32],
+    pub(super) format: F,
+    /// From the first row on.
+    pub(super) to: &'a mut [u32],
     pub(super) stride: usize,
+    /// Where the first column stands there.
+    pub(super) column: usize,
 }
 
 /// Adds a bias, and writes them down.
@@ -38,12 +48,12 @@ pub(super) struct Residual<'a> {
     pub(super) stride: usize,
 }
 
-/// Adds a bias, and writes down what the activation makes of them.
-pub(super) struct Activate<'a> {
+/// Adds a bias, and writes down in a format what the activation makes of them.
+pub(super) struct Activate<'a, F> {
     pub(super) bias: &'a [f32],
     pub(super) activation: Activation,
-    pub(super) to: &'a mut [f32],
-    pub(super) stride: usize,
+    pub(super) format: F,
+    pub(super) to: RowsMut<'a>,
 }
 
 impl<I: Isa> Epilogue<I> for Store<'_> {
@@ -53,15 +63,21 @@ impl<I: Isa> Epilogue<I> for Store<'_> {
     }
 }
 
-impl<I: Isa> Epilogue<I> for Scale<'_> {
+impl<F: Format> Epilogue<F::Isa> for Scale<'_, F> {
     #[inline(always)]
-    fn take(&mut self, isa: I, row: usize, column: usize, values: I::Vector) {
+    fn take(&mut self, isa: F::Isa, row: usize, column: usize, values: <F::Isa as Isa>::Vector) {
         let values = isa.mul(values, isa.splat(self.by[row]));
-        isa.store(values, &mut self.to[row * self.stride + column..]);
+        let to = &mut self.to[row * self.stride..];
+        self.format.write(values, self.column + column, to);
     }
 }
 
 impl<I: Isa> Epilogue<I> for Bias<'_> {
+    #[inline(always)]
+    fn expect(&self, isa: I, row: usize, column: usize) {
+        isa.prefetch(&self.to[row * self.stride + column]);
+    }
+
     #[inline(always)]
     fn take(&mut self, isa: I, row: usize, column: usize, values: I::Vector) {
         let values = isa.add(values, isa.load(&self.bias[column..]));
@@ -71,6 +87,11 @@ impl<I: Isa> Epilogue<I> for Bias<'_> {
 
 impl<I: Isa> Epilogue<I> for Residual<'_> {
     #[inline(always)]
+    fn expect(&self, isa: I, row: usize, column: usize) {
+        isa.prefetch(&self.to[row * self.stride + column]);
+    }
+
+    #[inline(always)]
     fn take(&mut self, isa: I, row: usize, column: usize, values: I::Vector) {
         let values = isa.add(values, isa.load(&self.bias[column..]));
         let to = &mut self.to[row * self.stride + column..];
@@ -78,12 +99,13 @@ impl<I: Isa> Epilogue<I> for Residual<'_> {
     }
 }
 
-impl<I: Isa> Epilogue<I> for Activate<'_> {
+impl<F: Format> Epilogue<F::Isa> for Activate<'_, F> {
     #[inline(always)]
-    fn take(&mut self, isa: I, row: usize, column: usize, values: I::Vector) {
+    fn take(&mut self, isa: F::Isa, row: usize, column: usize, values: <F::Isa as Isa>::Vector) {
         let values = isa.add(values, isa.load(&self.bias[column..]));
         let values = activate(isa, self.activation, values);
-        isa.store(values, &mut self.to[row * self.stride + column..]);
+        let to = &mut self.to.words[row * self.to.stride..];
+        self.format.write(values, column, to);
     }
 }
 
@@ -171,54 +193,59 @@ fn polynomial<I: Isa, const N: usize>(isa: I, x: I::Vector, factors: [f32; N]) -
     sum
 }
 
-/// Layer normalisation of each row in its place.
-pub(super) struct Normalise<'a, I> {
-    pub(super) isa: I,
+/// Layer normalisation of each row in its place, and in a format beside it.
+pub(super) struct Normalise<'a, F> {
+    pub(super) format: F,
     pub(super) rows: &'a mut [f32],
     pub(super) stride: usize,
+    /// As many rows.
+    pub(super) to: RowsMut<'a>,
     pub(super) norm: &'a Norm,
 }
 
-/// The weights of a layer normalisation, one for each column.
+/// The weights of a layer normalisation.
 pub(super) struct Norm {
+    /// One for each column, and zeros up to a multiple of 64.
     pub(super) weight: Vec<f32>,
+    /// As many.
     pub(super) bias: Vec<f32>,
+    /// How many columns there are.
+    pub(super) width: usize,
     pub(super) epsilon: f32,
 }
 
-impl<I: Isa> Work for Normalise<'_, I> {
+impl<F: Format> Work for Normalise<'_, F> {
     type Output = ();
 
     #[inline(always)]
     fn run(self) {
-        let width = self.norm.weight.len();
-        for row in self.rows.chunks_mut(self.stride) {
-            normalise(self.isa, &mut row[..width], self.norm);
+        let Self { format, to, norm, .. } = self;
+        let columns = norm.weight.len();
+        let rows = self.rows.chunks_mut(self.stride);
+        for ((row, to), scale) in rows.zip(to.words.chunks_mut(to.stride)).zip(to.scales) {
+            normalise(format, &mut row[..columns], to, norm);
+            *scale = format.settle(columns, to);
         }
     }
 }
 
+/// `row` is zero where it is filled up, and stays so.
 #[inline(always)]
-fn normalise<I: Isa>(isa: I, row: &mut [f32], norm: &Norm) {
-    let width = row.len() as f32;
-    let mean = sum_of(isa, row, |x| x, |x| x) / width;
+fn normalise<F: Format>(format: F, row: &mut [f32], to: &mut [u32], norm: &Norm) {
+    let (isa, numbers) = (format.isa(), &row[..norm.width]);
+    let mean = sum_of(isa, numbers, |x| x, |x| x) / norm.width as f32;
     let means = isa.splat(mean);
     let squared = |x| {
         let off = isa.sub(x, means);
         isa.mul(off, off)
     };
-    let variance = sum_of(isa, row, squared, |x| (x - mean) * (x - mean)) / width;
-    let by = 1.0 / (variance + norm.epsilon).sqrt();
-    let bys = isa.splat(by);
-    let whole = row.len() / I::LANES * I::LANES;
-    for at in (0..whole).step_by(I::LANES) {
-        let off = isa.mul(isa.sub(isa.load(&row[at..]), means), bys);
+    let variance = sum_of(isa, numbers, squared, |x| (x - mean) * (x - mean)) / norm.width as f32;
+    let by = isa.splat(1.0 / (variance + norm.epsilon).sqrt());
+    for at in (0..row.len()).step_by(<F::Isa as Isa>::LANES) {
+        let off = isa.mul(isa.sub(isa.load(&row[at..]), means), by);
         let values = isa.fma(off, isa.load(&norm.weight[at..]), isa.load(&norm.bias[at..]));
         isa.store(values, &mut row[at..]);
-    }
-    let rest = row[whole..].iter_mut().zip(&norm.weight[whole..]);
-    for ((value, weight), bias) in rest.zip(&norm.bias[whole..]) {
-        *value = (*value - mean) * by * weight + bias;
+        format.write(values, at, to);
     }
 }
 
@@ -227,7 +254,12 @@ mod tests {
     use proptest::prelude::*;
 
     use super::{
-        super::isa::{Avx2, Avx512},
+        super::{
+            format::Single,
+            isa::{Avx2, Avx512, as_floats},
+            operand::Operand,
+            panels::PADDING,
+        },
         *,
     };
 
@@ -346,11 +378,21 @@ mod tests {
         #[test]
         fn a_row_of_any_width_is_normalised(values in prop::collection::vec(-9_f32..9.0, 2..200), shift in -30_f32..30.0) {
             fn agrees<I: Isa>(values: &[f32]) -> Result<(), TestCaseError> {
-                let Some(isa) = I::detect() else { return Ok(()) };
+                let Some(format) = Single::<I>::detect() else { return Ok(()) };
+                let columns = values.len().next_multiple_of(PADDING);
+                let filled = |mut numbers: Vec<f32>| {
+                    numbers.resize(columns, 0.0);
+                    numbers
+                };
+                let (weight, bias) = (filled(vec![2.0; values.len()]), filled(vec![0.5; values.len()]));
+                let norm = Norm { weight, bias, width: values.len(), epsilon: 1e-3 };
+                let mut operand = Operand::new::<Single<I>>(columns);
+                operand.reserve_rows(1);
+                let (mut rows, to) = (filled(values.to_vec()), operand.rows_mut(0..1));
+                format.vectorize(Normalise { format, rows: &mut rows, stride: columns, to, norm: &norm });
+                prop_assert_eq!(&rows[..], as_floats(&operand.rows(0..1).words[..columns]));
+                prop_assert!(rows[values.len()..].iter().all(|&filler| filler == 0.0));
                 let width = values.len() as f64;
-                let norm = Norm { weight: vec![2.0; values.len()], bias: vec![0.5; values.len()], epsilon: 1e-3 };
-                let mut rows = values.to_vec();
-                isa.vectorize(Normalise { isa, rows: &mut rows, stride: values.len(), norm: &norm });
                 let mean = values.iter().map(|&x| f64::from(x)).sum::<f64>() / width;
                 let variance = values.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / width;
                 for (&x, &found) in values.iter().zip(&rows) {

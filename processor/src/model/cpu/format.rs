@@ -8,7 +8,7 @@
 
 use std::arch::x86_64::*;
 
-use super::isa::{Avx512, Isa, Work, as_words};
+use super::isa::{Avx512, Isa, Work, as_floats, as_floats_mut};
 
 /// A format that this CPU multiplies. As with [`Isa`], a value of it is the proof.
 pub(super) trait Format: Copy + Send + Sync + 'static {
@@ -19,13 +19,17 @@ pub(super) trait Format: Copy + Send + Sync + 'static {
     type Sums: Copy;
     /// How many numbers a word has.
     const PER_WORD: usize;
+    /// How many it has while its row is written.
+    const WRITTEN_PER_WORD: usize = Self::PER_WORD;
 
     fn detect() -> Option<Self>;
     fn isa(self) -> Self::Isa;
     fn vectorize<W: Work>(self, work: W) -> W::Output;
 
-    /// `values` as words of a row, over the first of `words`.
-    fn encode(self, values: &[f32], words: &mut [u32]) -> RowScale;
+    /// Writes a part of a row, its numbers from `column` on.
+    fn write(self, values: <Self::Isa as Isa>::Vector, column: usize, row: &mut [u32]);
+    /// Makes words of a row whose `columns`, a multiple of 64, are all written.
+    fn settle(self, columns: usize, row: &mut [u32]) -> RowScale;
     /// `values`, the weights of one output, as words of a column.
     fn encode_weights(values: &[f32], words: &mut Vec<u32>) -> ColumnScale;
 
@@ -41,6 +45,14 @@ pub(super) trait Format: Copy + Send + Sync + 'static {
     fn dot(self, sums: Self::Sums, row: Self::Words, columns: Self::Words) -> Self::Sums;
     /// The numbers that the sums stand for. The columns' scales are those of the sums, or none where none are needed.
     fn values(self, sums: Self::Sums, row: RowScale, columns: Scales<'_>) -> <Self::Isa as Isa>::Vector;
+}
+
+/// A format whose numbers need no scale, so that attention can be in it.
+pub(super) trait Plain: Format {
+    /// Words of columns: those of [`Format::PER_WORD`] rows, which `row` gives, side by side in a word.
+    fn weave(self, row: impl Fn(usize) -> <Self::Isa as Isa>::Vector) -> Self::Words;
+    /// Over the first of `words`.
+    fn store(self, columns: Self::Words, words: &mut [u32]);
 }
 
 /// What a row of `int8` means: `(code - zero) * scale`. The other formats mean what they are.
@@ -104,12 +116,6 @@ pub(super) struct Bf16(Avx512);
 #[derive(Clone, Copy)]
 pub(super) struct Int8(Avx512);
 
-impl<I: Isa> Single<I> {
-    pub(super) fn new(isa: I) -> Self {
-        Self(isa)
-    }
-}
-
 impl<I: Isa> Format for Single<I> {
     type Isa = I;
     type Words = I::Vector;
@@ -130,8 +136,12 @@ impl<I: Isa> Format for Single<I> {
     }
 
     #[inline(always)]
-    fn encode(self, values: &[f32], words: &mut [u32]) -> RowScale {
-        words[..values.len()].copy_from_slice(as_words(values));
+    fn write(self, values: I::Vector, column: usize, row: &mut [u32]) {
+        self.0.store(values, as_floats_mut(&mut row[column..]));
+    }
+
+    #[inline(always)]
+    fn settle(self, _: usize, _: &mut [u32]) -> RowScale {
         RowScale::ONE
     }
 
@@ -168,6 +178,18 @@ impl<I: Isa> Format for Single<I> {
     }
 }
 
+impl<I: Isa> Plain for Single<I> {
+    #[inline(always)]
+    fn weave(self, row: impl Fn(usize) -> I::Vector) -> I::Vector {
+        row(0)
+    }
+
+    #[inline(always)]
+    fn store(self, columns: I::Vector, words: &mut [u32]) {
+        self.0.store(columns, as_floats_mut(words));
+    }
+}
+
 impl Format for Bf16 {
     type Isa = Avx512;
     type Words = __m512i;
@@ -194,20 +216,18 @@ impl Format for Bf16 {
         unsafe { compiled(work) }
     }
 
-    /// `values` are a multiple of 32.
     #[inline(always)]
-    fn encode(self, values: &[f32], words: &mut [u32]) -> RowScale {
-        for (values, words) in values.chunks_exact(32).zip(words.chunks_exact_mut(16)) {
-            let (low, high) = (self.0.load(values), self.0.load(&values[16..]));
-            // SAFETY: `self` exists, and `words` has 16 of them.
-            unsafe {
-                let packed = _mm512_cvtne2ps_pbh(high, low);
-                _mm512_storeu_si512(
-                    words.as_mut_ptr().cast(),
-                    std::mem::transmute::<__m512bh, __m512i>(packed),
-                );
-            }
+    fn write(self, values: __m512, column: usize, row: &mut [u32]) {
+        assert!(column + 16 <= 2 * row.len(), "room for a vector");
+        // SAFETY: `self` exists, and there is room for 16 numbers of 16 bits, by what was asserted.
+        unsafe {
+            let words = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(values));
+            _mm256_storeu_si256(row.as_mut_ptr().cast::<u16>().add(column).cast(), words);
         }
+    }
+
+    #[inline(always)]
+    fn settle(self, _: usize, _: &mut [u32]) -> RowScale {
         RowScale::ONE
     }
 
@@ -252,11 +272,42 @@ impl Format for Bf16 {
     }
 }
 
+impl Plain for Bf16 {
+    #[inline(always)]
+    fn weave(self, row: impl Fn(usize) -> __m512) -> __m512i {
+        // The numbers of either row in turn.
+        const IN_TURN: [u16; 32] = {
+            let mut from = [0; 32];
+            let mut number = 0;
+            while number < 16 {
+                from[2 * number] = number as u16;
+                from[2 * number + 1] = number as u16 + 16;
+                number += 1;
+            }
+            from
+        };
+        // SAFETY: `self` exists, so the CPU has the instructions, and the array is as long as a vector.
+        unsafe {
+            let both = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(row(1), row(0)));
+            _mm512_permutexvar_epi16(_mm512_loadu_si512(IN_TURN.as_ptr().cast()), both)
+        }
+    }
+
+    #[inline(always)]
+    fn store(self, columns: __m512i, words: &mut [u32]) {
+        let words: &mut [u32; 16] = words.first_chunk_mut().expect("room for a vector");
+        // SAFETY: `self` exists, and `words` has 16 of them.
+        unsafe { _mm512_storeu_si512(words.as_mut_ptr().cast(), columns) }
+    }
+}
+
 impl Format for Int8 {
     type Isa = Avx512;
     type Words = __m512i;
     type Sums = __m512i;
     const PER_WORD: usize = 4;
+    /// In 32 bits, since the scale of a row is known when all of it is.
+    const WRITTEN_PER_WORD: usize = 1;
 
     fn detect() -> Option<Self> {
         Avx512::detect()
@@ -278,14 +329,19 @@ impl Format for Int8 {
         unsafe { compiled(work) }
     }
 
-    /// From the least to the most of `values` and of zero, in 255 steps. `values` are a multiple of 16.
     #[inline(always)]
-    fn encode(self, values: &[f32], words: &mut [u32]) -> RowScale {
+    fn write(self, values: __m512, column: usize, row: &mut [u32]) {
+        self.0.store(values, as_floats_mut(&mut row[column..]));
+    }
+
+    /// From the least to the most of its numbers and of zero, in 255 steps.
+    #[inline(always)]
+    fn settle(self, columns: usize, row: &mut [u32]) -> RowScale {
         let isa = self.0;
         let zeros = isa.splat(0.0);
         // What is no number gets lost in minima and maxima; times zero it stays none.
         let (mut least, mut most, mut finite) = (zeros, zeros, zeros);
-        for values in values.chunks_exact(16) {
+        for values in as_floats(&row[..columns]).chunks_exact(16) {
             let values = isa.load(values);
             (least, most) = (isa.min(least, values), isa.max(most, values));
             finite = isa.fma(values, zeros, finite);
@@ -294,8 +350,10 @@ impl Format for Int8 {
         let scale = ((most - least) / STEPS_OF_A_ROW).max(f32::MIN_POSITIVE) + finite;
         let zero = (-least / scale).round_ties_even();
         let (per_step, zeros) = (isa.splat(1.0 / scale), isa.splat(zero));
-        for (values, words) in values.chunks_exact(16).zip(words.chunks_exact_mut(4)) {
-            let codes = isa.fma(isa.load(values), per_step, zeros);
+        // The codes take the place of numbers that were read before.
+        for (vector, column) in (0..columns).step_by(16).enumerate() {
+            let codes = isa.fma(isa.load(as_floats(&row[column..])), per_step, zeros);
+            let words: &mut [u32; 4] = row[4 * vector..].first_chunk_mut().expect("room for codes");
             // SAFETY: `self` exists, and `words` has 16 bytes. The codes are from 0 to 255, or one beyond by rounding,
             // which the conversion cuts off.
             unsafe {
@@ -362,12 +420,35 @@ const STEPS_OF_A_ROW: f32 = 255.0;
 const STEPS_OF_A_COLUMN: f32 = 127.0;
 
 /// The nearest `bf16`, of two equally near ones the even one, as the CPU rounds.
-fn bf16(value: f32) -> u32 {
+pub(super) fn bf16(value: f32) -> u32 {
     let bits = value.to_bits();
     if value.is_nan() {
         return bits >> 16 | 0x40;
     }
     bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16
+}
+
+/// A row of numbers, a multiple of 64, in a format.
+#[cfg(test)]
+pub(super) struct Encode<'a, F> {
+    pub(super) format: F,
+    pub(super) values: &'a [f32],
+    pub(super) row: &'a mut [u32],
+}
+
+#[cfg(test)]
+impl<F: Format> Work for Encode<'_, F> {
+    type Output = RowScale;
+
+    #[inline(always)]
+    fn run(self) -> RowScale {
+        let (isa, lanes) = (self.format.isa(), <F::Isa as Isa>::LANES);
+        for column in (0..self.values.len()).step_by(lanes) {
+            self.format
+                .write(isa.load(&self.values[column..]), column, self.row);
+        }
+        self.format.settle(self.values.len(), self.row)
+    }
 }
 
 #[cfg(test)]
@@ -376,28 +457,11 @@ mod tests {
 
     use super::*;
 
-    struct Encode<'a, F> {
-        format: F,
-        values: &'a [f32],
-        words: &'a mut [u32],
-    }
-
-    impl<F: Format> Work for Encode<'_, F> {
-        type Output = RowScale;
-
-        #[inline(always)]
-        fn run(self) -> RowScale {
-            self.format.encode(self.values, self.words)
-        }
-    }
-
     fn encoded<F: Format>(format: F, values: &[f32]) -> (Vec<u32>, RowScale) {
-        let mut words = vec![0; values.len() / F::PER_WORD];
-        let scale = format.vectorize(Encode {
-            format,
-            values,
-            words: &mut words,
-        });
+        let mut words = vec![0; values.len() / F::WRITTEN_PER_WORD];
+        let row = &mut words;
+        let scale = format.vectorize(Encode { format, values, row });
+        words.truncate(values.len() / F::PER_WORD);
         (words, scale)
     }
 

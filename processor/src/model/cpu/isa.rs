@@ -26,7 +26,7 @@ pub(super) trait Isa: Copy + Send + Sync + 'static {
 
     /// Has the cache line there, if there is one, brought nearer.
     #[inline(always)]
-    fn prefetch(self, line: *const u32) {
+    fn prefetch<T>(self, line: *const T) {
         // SAFETY: a prefetch of any address is allowed, and every x86-64 has it.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
     }
@@ -242,8 +242,14 @@ pub(super) fn sum_of<I: Isa>(
     isa.sum(sums) + rest
 }
 
-/// Numbers as the words of 32 bits that they are.
-pub(super) fn as_words(floats: &[f32]) -> &[u32] {
+/// Words of 32 bits as the numbers that they are.
+pub(super) fn as_floats(words: &[u32]) -> &[f32] {
     // SAFETY: both have 32 bits and the same alignment, and any bits are a value of both.
-    unsafe { std::slice::from_raw_parts(floats.as_ptr().cast(), floats.len()) }
+    unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), words.len()) }
+}
+
+/// As [`as_floats`], to write to.
+pub(super) fn as_floats_mut(words: &mut [u32]) -> &mut [f32] {
+    // SAFETY: as above, and `words` is borrowed for as long.
+    unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), words.len()) }
 }

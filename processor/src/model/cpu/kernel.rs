@@ -132,8 +132,12 @@ impl<F: Format, E: Epilogue<F::Isa>> Product<'_, F, E> {
         // What the next block of columns will read comes from further away than the rows, which stay.
         let next = REGISTERS * lanes / Line::WORDS * words * Line::WORDS;
         let mut offsets = [0; ROWS];
-        for row in 0..ROWS {
-            offsets[row] = row * stride;
+        for offset in 0..ROWS {
+            offsets[offset] = offset * stride;
+            for register in 0..REGISTERS {
+                self.epilogue
+                    .expect(format.isa(), row + offset, column + register * lanes);
+            }
         }
         let mut sums = [[format.zero(); REGISTERS]; ROWS];
         for word in 0..words {
@@ -176,29 +180,14 @@ mod tests {
     use super::{
         super::{
             epilogue::Store,
-            format::{Bf16, Int8, Single},
+            format::{Bf16, Encode, Int8, Single},
             isa::{Avx2, Avx512},
             matrix::Matrix,
+            operand::Operand,
             panels::{PADDING, Panels},
         },
         *,
     };
-
-    /// Encodes a row and says what its numbers have become.
-    struct Encode<'a, F> {
-        format: F,
-        values: &'a [f32],
-        words: &'a mut [u32],
-    }
-
-    impl<F: Format> Work for Encode<'_, F> {
-        type Output = RowScale;
-
-        #[inline(always)]
-        fn run(self) -> RowScale {
-            self.format.encode(self.values, self.words)
-        }
-    }
 
     /// What words stand for, by the format's definition.
     fn decoded<F: Format>(words: &[u32], unsigned: bool, scale: RowScale) -> Vec<f64> {
@@ -228,18 +217,15 @@ mod tests {
         let Some(format) = F::detect() else { return Ok(()) };
         let mut numbers = numbers.iter().copied().cycle();
         let padded = inputs.next_multiple_of(PADDING);
-        let (mut words, mut scales, mut rows) = (Matrix::<u32>::new(padded), Vec::new(), Vec::new());
-        words.reserve_rows(count);
+        let (mut operand, mut rows) = (Operand::new::<F>(padded), Vec::new());
+        operand.reserve_rows(count);
         for row in 0..count {
             let mut values: Vec<f32> = numbers.by_ref().take(inputs).collect();
             values.resize(padded, 0.0);
-            let scale = format.vectorize(Encode {
-                format,
-                values: &values,
-                words: words.row_mut(row),
-            });
-            rows.push(decoded::<F>(&words.row(row)[..padded / F::PER_WORD], true, scale));
-            scales.push(scale);
+            let to = operand.rows_mut(row..row + 1);
+            let (row, values) = (to.words, &values[..]);
+            to.scales[0] = format.vectorize(Encode { format, values, row });
+            rows.push(decoded::<F>(&row[..padded / F::PER_WORD], true, to.scales[0]));
         }
         let weights: Vec<f32> = numbers.take(inputs * outputs).collect();
         let panels = Panels::of_weights::<F>(&weights, inputs);
@@ -248,12 +234,7 @@ mod tests {
         let stride = to.stride();
         format.vectorize(Product {
             format,
-            rows: Rows {
-                words: words.all(),
-                count,
-                stride: words.stride(),
-                scales: &scales,
-            },
+            rows: operand.rows(0..count),
             columns: panels.view(),
             epilogue: Store {
                 to: to.all_mut(),

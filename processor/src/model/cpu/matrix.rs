@@ -12,9 +12,9 @@ impl Line {
     pub(super) const ZERO: Self = Self([0; Self::WORDS]);
 }
 
-/// Lines as the numbers that they consist of.
-pub(super) fn floats_mut(lines: &mut [Line]) -> &mut [f32] {
-    // SAFETY: a line is 16 words without a gap, and any bits are a number.
+/// Lines as the words that they consist of.
+pub(super) fn words_mut(lines: &mut [Line]) -> &mut [u32] {
+    // SAFETY: a line is 16 words without a gap.
     unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * Line::WORDS) }
 }
 
