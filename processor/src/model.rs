@@ -85,7 +85,7 @@ pub struct Model {
     /// Where it runs: `cpu`, or `cuda:0` and so on.
     pub device: String,
     /// The code that runs it: a [`CpuPath`], or `cuda`.
-    pub path: String,
+    pub path: &'static str,
     /// The numbers that it computes with, never [`Dtype::Auto`].
     pub dtype: Dtype,
     /// For the threads that prepare work.

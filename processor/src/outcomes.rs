@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use rust_decimal::Decimal;
 use schemas::{
-    AdmittedJob, Common, DeviceShare, Engine, ModelName, Outcome, Outcomes, Reason, ReasonCode, Record as _,
-    Route, Row, Run, Tenant, TopicNames, Verdict,
+    AdmittedJob, Common, DeviceShare, ModelName, Outcome, Outcomes, Reason, ReasonCode, Record as _, Route,
+    Row, Run, Tenant, TopicNames, Verdict,
 };
 use topics::{Append, Assignment, Partition, Step, dead_letter};
 
@@ -232,10 +232,7 @@ fn outcome(
         route: Route::Work(source.topic.name.clone()),
         tenant: job.tenant,
         model: job.model.to_string(),
-        engine: model.map(|model| Engine {
-            task: model.terms.task,
-            model_digest: model.digest,
-        }),
+        engine: model.map(|model| model.engine.clone()),
         price_per_device_second: model.map_or(Decimal::ZERO, |model| model.terms.price_per_device_second),
         currency: context.currency.clone(),
     };

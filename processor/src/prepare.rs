@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use rayon::prelude::*;
 use schemas::{
-    AdmittedJob, AdmittedJobs, Digest, ModelName, ModelTerms, Reason, ReasonCode, Record as _, Tenant,
+    AdmittedJob, AdmittedJobs, Engine, ModelName, ModelTerms, Reason, ReasonCode, Record as _, Tenant,
 };
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 use topics::{Assignment, Partition, Record};
@@ -24,7 +24,7 @@ const RECORDS_A_CORE_MIN: usize = 8;
 #[derive(Clone)]
 pub(crate) struct Reading {
     pub(crate) tokenizer: Arc<dyn Tokenizer>,
-    pub(crate) digest: Digest,
+    pub(crate) engine: Engine,
     pub(crate) terms: ModelTerms,
 }
 

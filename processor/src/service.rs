@@ -15,7 +15,7 @@ use std::{
 };
 
 use schemas::{
-    AdmittedJobs, DecodeError, ModelName, ModelTerms, Policies, Pool, Priority, Record as _, Tenant,
+    AdmittedJobs, DecodeError, Engine, ModelName, ModelTerms, Policies, Pool, Priority, Record as _, Tenant,
     TopicNames,
 };
 use serde::{Deserialize, Serialize};
@@ -122,7 +122,12 @@ impl Service {
                 name.clone(),
                 Reading {
                     tokenizer: model.tokenizer,
-                    digest: model.digest,
+                    engine: Engine {
+                        task: terms.task,
+                        model_digest: model.digest,
+                        model_dtype: Some(model.dtype.as_str().into()),
+                        model_path: Some(model.path.into()),
+                    },
                     terms,
                 },
             );

@@ -1,6 +1,6 @@
 //! How a job ended, and what it cost: one value, of which the result row and the cost row are two projections.
 
-use std::{collections::BTreeMap, fmt, str::FromStr};
+use std::{borrow::Cow, collections::BTreeMap, fmt, str::FromStr};
 
 use rust_decimal::Decimal;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -336,12 +336,18 @@ impl Task {
 }
 
 /// What answers jobs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Engine {
     /// What the model does.
     pub task: Task,
     /// The weights and settings that answer.
     pub model_digest: Digest,
+    /// The numbers that it computed with, such as `bf16`; none where the writer knew no such field.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model_dtype: Option<Cow<'static, str>>,
+    /// The code that ran it, such as `avx512`; none where the writer knew no such field.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model_path: Option<Cow<'static, str>>,
 }
 
 /// What the model did for a job.

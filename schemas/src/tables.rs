@@ -38,6 +38,8 @@ pub fn results() -> SchemaRef {
         required("origin_offset", DataType::Int64),
         nullable("trace_id", DataType::Utf8),
         required("origin_topic_id", DataType::Utf8),
+        nullable("model_dtype", DataType::Utf8),
+        nullable("model_path", DataType::Utf8),
     ])
 }
 

@@ -56,6 +56,8 @@ fn succeeded() -> Outcome<'static> {
         engine: Some(Engine {
             task: Task::Embed,
             model_digest: Digest::from_bytes([0xab; 32]),
+            model_dtype: None,
+            model_path: None,
         }),
         price_per_device_second: "0.000125".parse().unwrap(),
         currency: "USD".to_owned(),
@@ -167,6 +169,16 @@ fn admitted_jobs_keep_their_bytes() {
 #[test]
 fn outcomes_keep_their_bytes() {
     check(&outcomes(), &golden(&outcomes(), "outcomes.v3.bin"));
+}
+
+#[test]
+fn outcomes_that_say_what_ran_keep_their_bytes() {
+    let mut outcome = succeeded();
+    let engine = outcome.common.engine.as_mut().unwrap();
+    engine.model_dtype = Some("bf16".into());
+    engine.model_path = Some("avx512".into());
+    let outcomes = Outcomes::pack([outcome]).remove(0);
+    check(&outcomes, &golden(&outcomes, "outcomes-with-numbers.v3.bin"));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Outcomes as columns: the result rows and the cost rows are two projections of the same values.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use arrow_array::{
     Array as _, ArrayRef, Decimal128Array, DictionaryArray, Float32Array, Int32Array, Int64Array, ListArray,
@@ -140,6 +140,8 @@ impl Columns {
             Arc::clone(&origin_offsets),
             Arc::new(self.trace_ids.finish()),
             Arc::clone(&alike.origin_topic_id),
+            alike.model_dtype,
+            alike.model_path,
         ];
         let costs: Vec<ArrayRef> = vec![
             Arc::clone(&billed),
@@ -201,6 +203,8 @@ struct Alike {
 struct AlikeText {
     model: String,
     model_digest: Option<String>,
+    model_dtype: Option<Cow<'static, str>>,
+    model_path: Option<Cow<'static, str>>,
     task: Option<&'static str>,
     status: &'static str,
     origin_topic: String,
@@ -213,6 +217,8 @@ struct AlikeText {
 struct AlikeColumns {
     model: ArrayRef,
     model_digest: ArrayRef,
+    model_dtype: ArrayRef,
+    model_path: ArrayRef,
     task: ArrayRef,
     status: ArrayRef,
     origin_topic: ArrayRef,
@@ -248,6 +254,8 @@ impl Alike {
         AlikeColumns {
             model: column(&|text| Some(&text.model)),
             model_digest: column(&|text| text.model_digest.as_deref()),
+            model_dtype: column(&|text| text.model_dtype.as_deref()),
+            model_path: column(&|text| text.model_path.as_deref()),
             task: column(&|text| text.task),
             status: column(&|text| Some(text.status)),
             origin_topic: column(&|text| Some(&text.origin_topic)),
@@ -270,6 +278,8 @@ impl AlikeText {
         Self {
             model: common.model.clone(),
             model_digest: engine.map(|engine| engine.model_digest.to_string()),
+            model_dtype: engine.and_then(|engine| engine.model_dtype.clone()),
+            model_path: engine.and_then(|engine| engine.model_path.clone()),
             task,
             status,
             origin_topic: common.origin_topic.to_string(),
@@ -380,9 +390,11 @@ fn decimals(values: Vec<i128>, scale: i8) -> ArrayRef {
 
 #[cfg(test)]
 mod tests {
+    use arrow_array::cast::AsArray as _;
     use proptest::prelude::*;
 
     use super::*;
+    use crate::faults::outcome;
 
     proptest! {
         #[test]
@@ -392,6 +404,37 @@ mod tests {
                 i128::from(device_time_ns) * nano_price(price),
                 i128::from(device_time_ns) * i128::from(nano_units),
             );
+        }
+    }
+
+    #[test]
+    fn a_row_says_what_ran_its_model_and_leaves_open_what_an_older_writer_did_not_say() {
+        let mut columns = Columns::default();
+        let mut push = |dtype: Option<&'static str>| {
+            let mut outcome = outcome(0);
+            let engine = outcome.common.engine.as_mut().unwrap();
+            engine.model_dtype = dtype.map(Cow::Borrowed);
+            engine.model_path = dtype.map(|_| Cow::Borrowed("avx512"));
+            columns.begin_group();
+            columns.push(&outcome.common, &outcome.row);
+        };
+        push(Some("bf16"));
+        push(Some("int8"));
+        push(None);
+        let results = columns.finish().results;
+        for (name, wanted) in [
+            ("model_dtype", [Some("bf16"), Some("int8"), None]),
+            ("model_path", [Some("avx512"), Some("avx512"), None]),
+        ] {
+            let column = results.column_by_name(name).unwrap();
+            let column = column.as_dictionary::<Int32Type>();
+            let texts = column.values().as_string::<i32>();
+            let text = |key: &i32| {
+                let key = usize::try_from(*key).unwrap();
+                texts.is_valid(key).then(|| texts.value(key))
+            };
+            let found: Vec<_> = column.keys().values().iter().map(text).collect();
+            assert_eq!(found, wanted, "{name}");
         }
     }
 

@@ -189,6 +189,8 @@ pub(crate) fn outcome(offset: i64) -> Outcome<'static> {
         engine: Some(Engine {
             task: Task::Embed,
             model_digest: Digest::from_bytes([7; 32]),
+            model_dtype: Some("f32".into()),
+            model_path: Some("candle".into()),
         }),
         price_per_device_second: "0.000125".parse().unwrap(),
         currency: "USD".to_owned(),

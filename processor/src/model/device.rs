@@ -73,11 +73,11 @@ impl Device {
     }
 
     /// The code that runs models on it.
-    pub(super) fn path(&self) -> String {
+    pub(super) fn path(&self) -> &'static str {
         match self {
-            Self::Cpu(path) => path.to_string(),
+            Self::Cpu(path) => path.as_str(),
             #[cfg(feature = "cuda")]
-            Self::Cuda(_) => "cuda".to_owned(),
+            Self::Cuda(_) => "cuda",
         }
     }
 

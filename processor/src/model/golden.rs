@@ -82,10 +82,7 @@ pub(super) fn open_by(folder: &Path, path: CpuPath, dtype: Dtype) -> Model {
         path,
     )
     .unwrap();
-    assert_eq!(
-        (model.path.as_str(), model.dtype),
-        (path.to_string().as_str(), dtype)
-    );
+    assert_eq!((model.path, model.dtype), (path.to_string().as_str(), dtype));
     model
 }
 

@@ -16,7 +16,7 @@ pub(super) fn model(dimension: usize, config: &ModelConfig) -> Model {
         task: config.task,
         tokens_max,
         device: "cpu".to_owned(),
-        path: "passthrough".to_owned(),
+        path: "passthrough",
         dtype: Dtype::F32,
         tokenizer: Arc::new(Counter { tokens_max }),
         encoder: Box::new(Noise { dimension }),

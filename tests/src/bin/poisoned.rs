@@ -84,7 +84,7 @@ async fn main() {
             task: Task::Embed,
             tokens_max: 512,
             device: "cpu".to_owned(),
-            path: "obedient".to_owned(),
+            path: "obedient",
             dtype: Dtype::F32,
             tokenizer: Arc::new(Bytes),
             encoder: Box::new(Obedient),
