@@ -67,9 +67,14 @@ arrows: ## Hold the manifests to the architecture: who may not know what
 docs: ## The API documentation, complete and without broken links
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc $(CARGO_PROFILE) --workspace --no-deps
 
-bench: weights ## Side-by-side benchmarks against what a user would pick instead
+QUICK :=
+bench: weights ## Side-by-side benchmarks against what a user would pick instead; QUICK=1 for the encoder alone, in minutes
+ifeq ($(QUICK),)
 	tests/kafka/fetch
 	bench/run all
+else
+	bench/run cpu --quick
+endif
 
 flood: weights ## See what nine tenants wait while a tenth sends a hundred times as much, on a real Kafka
 	tests/kafka/fetch

@@ -29,7 +29,7 @@ def machine():
         "rust": said(["rustc", "--version"]),
         "java": said(["java", "--version"]).splitlines()[0] if said(["java", "--version"]) else "none",
         "python": platform.python_version(),
-        **{package: version(package) for package in ("confluent-kafka", "pyarrow", "numpy", "sentence-transformers", "torch")},
+        **{package: version(package) for package in ("confluent-kafka", "pyarrow", "numpy", "sentence-transformers", "torch", "onnxruntime")},
     }
 
 

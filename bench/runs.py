@@ -36,9 +36,24 @@ def run_embedded(number, file, count, settings, lines_a_post=200, posts_at_once=
         setup.remove()
 
 
-def run_bare(file, *options, cpus=None):
-    command = [TARGET / "examples/bare", "--folder", MODEL, "--jobs", file, "--batch-tokens", BATCH_TOKENS, *options]
-    return said(" ".join(["bare", *map(str, options)]), pinned(command, cpus))
+def run_start(file, settings):
+    """From the start of `tributary up`, which gets a job as soon as it is well, to that job's outcome."""
+    setup = Setup("start", MODEL, settings=settings)
+    began = time.time()
+    service = setup.start("up")
+    try:
+        service.wait_for(service.is_well, "`tributary up` is well", every_s=0.005)
+        service.submit(file.read_bytes().splitlines(keepends=True)[:1])
+        service.wait_for(lambda: service.metric("tributary_processor_outcomes_total") > 0, "the job has its outcome", every_s=0.005)
+        return {"seconds": time.time() - began, "resident_bytes": service.memory_bytes()[1]}
+    finally:
+        service.end()
+        setup.remove()
+
+
+def run_bare(file, *options, cpus=None, model=MODEL):
+    command = [TARGET / "examples/bare", "--folder", model, "--jobs", file, "--batch-tokens", BATCH_TOKENS, *options]
+    return said(" ".join(["bare", model.name, *map(str, options)]), pinned(command, cpus))
 
 
 def run_reference(file, dtype="float32", cpus=None):
@@ -135,10 +150,10 @@ def measured(setup, count, seconds):
     return {**found, "seconds": seconds, "jobs_per_s": count / seconds, "whole_tokens_per_s": found["tokens"] / seconds}
 
 
-def run_script(broker, name, count, *, poll, model=None):
-    """Runs all of `jobs` through the user's script. Its clock runs from when it is ready to read until its last commit."""
+def run_script(broker, name, count, *, poll, model=None, topic="jobs"):
+    """Runs all of `topic` through the user's script. Its clock runs from when it is ready to read until its last commit."""
     out, before = WORK / name, broker.process.cpu_s()
-    command = [sys.executable, HERE / "user_script.py", "--brokers", broker.address, "--group", name, "--out", out]
+    command = [sys.executable, HERE / "user_script.py", "--brokers", broker.address, "--group", name, "--topic", topic, "--out", out]
     told = said("script", [*command, "--jobs", count, "--poll", poll, *(["--model", model] if model else [])])
     broker_s = broker.process.cpu_s() - before
     rows = lake.rows_under(out)
