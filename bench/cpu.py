@@ -19,7 +19,7 @@ BEST_OF_TORCH = "sentence-transformers bf16"
 
 
 def cpu(args):
-    rounds, count, few = (3, 100, 16) if args.quick else (5, 200, 24)
+    rounds, count, few = 3 if args.quick else 5, 100, 16
     file, short, long = (jobs.write(WORK / f"cpu-{number}.jsonl", jobs.texts(), number) for number in (count, few, 2 * count))
     if not (WIDE / "model.safetensors").exists():
         subprocess.run([sys.executable, HERE / "wide_model.py", MODEL, WIDE], check=True)
