@@ -12,7 +12,7 @@ from places import MODEL, WORK
 from report import median, table
 from runs import HERE, pinned, run_bare, run_peaks, run_quality, run_reference, said
 
-OWN = [("avx2", "f32"), ("avx512", "f32"), ("avx512", "bf16"), ("avx512", "int8")]
+OWN = [("avx2", "f32"), ("avx512", "f32"), ("avx512", "bf16"), ("avx512", "int8"), ("amx", "bf16"), ("amx", "int8")]
 WIDE = WORK / "wide"
 ONNX = WORK / "onnx"
 BEST_OF_TORCH = "sentence-transformers bf16"

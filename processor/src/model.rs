@@ -157,7 +157,9 @@ fn read(
         tokenizer: Arc::new(tokenizer),
         encoder: match device {
             #[cfg(target_arch = "x86_64")]
-            Device::Cpu(path @ (CpuPath::Avx512 | CpuPath::Avx2)) => cpu::encoder(files, &bert, path, dtype)?,
+            Device::Cpu(path @ (CpuPath::Amx | CpuPath::Avx512 | CpuPath::Avx2)) => {
+                cpu::encoder(files, &bert, path, dtype)?
+            }
             Device::Cpu(_) => Box::new(encoder::BertEncoder::new(files, &bert)?),
             #[cfg(feature = "cuda")]
             Device::Cuda(gpu) => Box::new(cuda::CudaEncoder::new(gpu, files, &bert, dtype)?),

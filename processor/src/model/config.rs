@@ -80,6 +80,8 @@ pub enum CpuPath {
     /// What the environment variable `TRIBUTARY_CPU_PATH` says, or the fastest that this CPU has.
     #[default]
     Auto,
+    /// Kernels of our own for AMX: `bf16` and `int8`, as far as the CPU has their tiles.
+    Amx,
     /// Kernels of our own for AVX-512: `f32`, and `bf16` and `int8` where the CPU has BF16 and VNNI.
     Avx512,
     /// Kernels of our own for AVX2 with FMA: `f32`.
@@ -93,6 +95,7 @@ impl CpuPath {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Auto => "auto",
+            Self::Amx => "amx",
             Self::Avx512 => "avx512",
             Self::Avx2 => "avx2",
             Self::Candle => "candle",

@@ -25,7 +25,13 @@ pub(super) fn resolve(path: CpuPath, dtype: Dtype) -> Result<(CpuPath, Dtype), F
 }
 
 fn named(name: &str) -> Result<CpuPath, Fault> {
-    let known = [CpuPath::Auto, CpuPath::Avx512, CpuPath::Avx2, CpuPath::Candle];
+    let known = [
+        CpuPath::Auto,
+        CpuPath::Amx,
+        CpuPath::Avx512,
+        CpuPath::Avx2,
+        CpuPath::Candle,
+    ];
     known
         .into_iter()
         .find(|path| path.to_string() == name)
@@ -102,7 +108,13 @@ mod tests {
             "any" => vec![candle],
             "haswell" => vec![avx2, candle],
             "skylake" => vec![offer(CpuPath::Avx512, &[Dtype::F32]), avx2, candle],
+            "zen 4" => vec![
+                offer(CpuPath::Avx512, &[Dtype::F32, Dtype::Bf16, Dtype::Int8]),
+                avx2,
+                candle,
+            ],
             _ => vec![
+                offer(CpuPath::Amx, &[Dtype::Bf16, Dtype::Int8]),
                 offer(CpuPath::Avx512, &[Dtype::F32, Dtype::Bf16, Dtype::Int8]),
                 avx2,
                 candle,
@@ -117,6 +129,7 @@ mod tests {
             ("haswell", CpuPath::Avx2, (CpuPath::Avx2, Dtype::F32)),
             ("skylake", CpuPath::Avx512, (CpuPath::Avx512, Dtype::F32)),
             ("zen 4", CpuPath::Avx512, (CpuPath::Avx512, Dtype::Bf16)),
+            ("sapphire rapids", CpuPath::Avx512, (CpuPath::Amx, Dtype::Bf16)),
         ] {
             let machine = machine(name);
             assert_eq!(
@@ -134,11 +147,12 @@ mod tests {
 
     #[test]
     fn what_is_named_is_taken_as_named() {
-        let machine = machine("zen 4");
+        let machine = machine("sapphire rapids");
         for (path, dtype) in [
             (CpuPath::Candle, Dtype::F32),
             (CpuPath::Avx2, Dtype::F32),
             (CpuPath::Avx512, Dtype::Int8),
+            (CpuPath::Amx, Dtype::Int8),
         ] {
             assert_eq!(choose(&machine, path, dtype).unwrap(), (path, dtype));
         }
@@ -174,6 +188,12 @@ mod tests {
                 "dtype `int8` needs another CPU or cpu_path: `avx2` has `f32` here",
             ),
             (
+                "sapphire rapids",
+                CpuPath::Amx,
+                Dtype::F32,
+                "dtype `f32` needs another CPU or cpu_path: `amx` has `bf16`, `int8` here",
+            ),
+            (
                 "zen 4",
                 CpuPath::Auto,
                 Dtype::F16,
@@ -186,7 +206,7 @@ mod tests {
         let fault = named("sse").unwrap_err().to_string();
         assert_eq!(
             fault,
-            "TRIBUTARY_CPU_PATH is `sse`: it may be `auto`, `avx512`, `avx2`, `candle`"
+            "TRIBUTARY_CPU_PATH is `sse`: it may be `auto`, `amx`, `avx512`, `avx2`, `candle`"
         );
     }
 }

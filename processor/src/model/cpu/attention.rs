@@ -4,7 +4,7 @@ use super::{
     epilogue::{Scale, Store, exp},
     format::{Format, Plain, RowScale, Scales},
     isa::{Isa, Work, as_floats, as_floats_mut},
-    kernel::{Product, Rows},
+    kernel::{MOST_COLUMNS, MOST_ROWS, Multiply, Product, Rows},
     matrix::{Line, words_mut},
     panels::PanelsRef,
 };
@@ -41,9 +41,6 @@ pub(super) struct Attention<'a, A, F> {
     pub(super) scratch: &'a mut Scratch,
 }
 
-/// So many queries have their scores at once: as many as rows of the largest register block.
-const QUERIES_AT_ONCE: usize = 14;
-
 impl Scratch {
     pub(super) fn new() -> Self {
         Self {
@@ -54,14 +51,21 @@ impl Scratch {
         }
     }
 
-    /// Room for any format.
-    fn reserve(&mut self, tokens: usize, head_width: usize) {
-        let panels = |columns: usize, words: usize| columns.div_ceil(Line::WORDS) * words;
-        grow(&mut self.queries, QUERIES_AT_ONCE * panels(head_width, 1));
-        grow(&mut self.keys, panels(tokens, head_width));
-        grow(&mut self.values, panels(head_width, tokens));
-        grow(&mut self.scores, QUERIES_AT_ONCE * panels(tokens, 1));
+    fn reserve<A: Multiply>(&mut self, tokens: usize, head_width: usize) {
+        let lines = |numbers: usize| numbers.next_multiple_of(A::COLUMNS) / Line::WORDS;
+        grow(
+            &mut self.queries,
+            A::ROWS * words::<A>(head_width).div_ceil(Line::WORDS),
+        );
+        grow(&mut self.keys, lines(tokens) * words::<A>(head_width));
+        grow(&mut self.values, lines(head_width) * words::<A>(tokens));
+        grow(&mut self.scores, A::ROWS * lines(tokens));
     }
+}
+
+/// Of as many numbers, filled with zeros to as many as a product takes.
+fn words<A: Multiply>(numbers: usize) -> usize {
+    numbers.div_ceil(A::PER_WORD).next_multiple_of(A::WORDS)
 }
 
 fn grow(room: &mut Vec<Line>, to: usize) {
@@ -70,19 +74,19 @@ fn grow(room: &mut Vec<Line>, to: usize) {
     }
 }
 
-impl<A: Plain, F: Format<Isa = A::Isa>> Work for Attention<'_, A, F> {
+impl<A: Plain + Multiply, F: Format<Isa = A::Isa>> Work for Attention<'_, A, F> {
     type Output = ();
 
     #[inline(always)]
     fn run(mut self) {
-        self.scratch.reserve(self.tokens, self.heads.width);
+        self.scratch.reserve::<A>(self.tokens, self.heads.width);
         for head in 0..self.heads.count {
             self.head(head);
         }
     }
 }
 
-impl<A: Plain, F: Format<Isa = A::Isa>> Attention<'_, A, F> {
+impl<A: Plain + Multiply, F: Format<Isa = A::Isa>> Attention<'_, A, F> {
     #[inline(always)]
     fn head(&mut self, head: usize) {
         let (format, tokens, Heads { count, width }) = (self.format, self.tokens, self.heads);
@@ -102,14 +106,14 @@ impl<A: Plain, F: Format<Isa = A::Isa>> Attention<'_, A, F> {
             (0..tokens).map(|token| row(token, 2 * all)),
             width,
         );
-        let keys = packed(keys, tokens, width.div_ceil(A::PER_WORD));
-        let values = packed(values, width, tokens.div_ceil(A::PER_WORD));
-        let (queries, query_stride) = (words_mut(queries), width.next_multiple_of(Line::WORDS));
-        let (scores, stride) = (words_mut(scores), tokens.next_multiple_of(Line::WORDS));
-        for first in (0..tokens).step_by(QUERIES_AT_ONCE) {
-            let count = QUERIES_AT_ONCE.min(tokens - first);
+        let keys = packed::<A>(keys, tokens, width);
+        let values = packed::<A>(values, width, tokens);
+        let (queries, query_stride) = (words_mut(queries), keys.words.next_multiple_of(Line::WORDS));
+        let (scores, stride) = (words_mut(scores), keys.columns);
+        for first in (0..tokens).step_by(A::ROWS) {
+            let count = A::ROWS.min(tokens - first);
             for (query, token) in queries.chunks_exact_mut(query_stride).zip(first..first + count) {
-                written(format, row(token, 0), query);
+                written(format, row(token, 0), keys.words, query);
             }
             Product {
                 format,
@@ -132,6 +136,7 @@ impl<A: Plain, F: Format<Isa = A::Isa>> Attention<'_, A, F> {
                     to: &mut self.context[first * self.context_stride..],
                     stride: self.context_stride,
                     column,
+                    columns: width,
                 },
             }
             .run();
@@ -149,11 +154,11 @@ fn rows(words: &[u32], count: usize, stride: usize) -> Rows<'_> {
     }
 }
 
-fn packed(lines: &[Line], columns: usize, words: usize) -> PanelsRef<'_> {
+fn packed<A: Multiply>(lines: &[Line], columns: usize, numbers: usize) -> PanelsRef<'_> {
     PanelsRef {
         lines,
-        columns: columns.next_multiple_of(Line::WORDS),
-        words,
+        columns: columns.next_multiple_of(A::COLUMNS),
+        words: words::<A>(numbers),
         scales: Scales::NONE,
     }
 }
@@ -169,28 +174,30 @@ fn load<I: Isa>(isa: I, numbers: &[f32]) -> I::Vector {
     isa.load(&filled)
 }
 
-/// Writes a row in a format, and zeros behind it up to a vector.
+/// Writes as many `words` of a row in a format, and more up to a vector; behind its end are zeros.
 #[inline(always)]
-fn written<A: Plain>(format: A, row: &[f32], to: &mut [u32]) {
-    for column in (0..row.len()).step_by(<A::Isa as Isa>::LANES) {
-        format.write(load(format.isa(), &row[column..]), column, to);
+fn written<A: Plain>(format: A, row: &[f32], words: usize, to: &mut [u32]) {
+    for column in (0..words * A::PER_WORD).step_by(<A::Isa as Isa>::LANES) {
+        let numbers = row.get(column..).unwrap_or_default();
+        format.write(load(format.isa(), numbers), column, to);
     }
 }
 
 /// Packs rows as columns: the keys, whose products with a query are its scores.
 #[inline(always)]
-fn columns_of_rows<'a, A: Plain>(
+fn columns_of_rows<'a, A: Plain + Multiply>(
     format: A,
     panels: &mut [Line],
     rows: impl Iterator<Item = &'a [f32]>,
     width: usize,
 ) {
-    let words = width.div_ceil(A::PER_WORD);
+    let words = words::<A>(width);
     let mut lanes = [0; 64];
     for (column, row) in rows.enumerate() {
         let panel = &mut panels[column / Line::WORDS * words..][..words];
-        for (lines, row) in panel.chunks_mut(64 / A::PER_WORD).zip(row.chunks(64)) {
-            written(format, row, &mut lanes);
+        for (part, lines) in panel.chunks_mut(64 / A::PER_WORD).enumerate() {
+            let row = row.get(64 * part..).unwrap_or_default();
+            written(format, row, lines.len(), &mut lanes);
             for (line, word) in lines.iter_mut().zip(lanes) {
                 line.0[column % Line::WORDS] = word;
             }
@@ -200,14 +207,14 @@ fn columns_of_rows<'a, A: Plain>(
 
 /// Packs rows as they are: the values, of which a query takes a weighted sum.
 #[inline(always)]
-fn rows_of_rows<'a, A: Plain>(
+fn rows_of_rows<'a, A: Plain + Multiply>(
     format: A,
     panels: &mut [Line],
     mut rows: impl ExactSizeIterator<Item = &'a [f32]>,
     width: usize,
 ) {
     let lanes = <A::Isa as Isa>::LANES;
-    let words = rows.len().div_ceil(A::PER_WORD);
+    let words = words::<A>(rows.len());
     for word in 0..words {
         let mut of_word = [&[][..]; 2];
         for row in &mut of_word[..A::PER_WORD] {
@@ -216,7 +223,7 @@ fn rows_of_rows<'a, A: Plain>(
         for column in (0..width).step_by(lanes) {
             let numbers = |row: usize| load(format.isa(), of_word[row].get(column..).unwrap_or_default());
             let line = &mut panels[column / Line::WORDS * words + word];
-            format.store(format.weave(numbers), &mut line.0[column % Line::WORDS..]);
+            format.weave(numbers, &mut line.0[column % Line::WORDS..]);
         }
     }
 }
@@ -224,18 +231,23 @@ fn rows_of_rows<'a, A: Plain>(
 /// Makes weights of scores, a row of `stride` for each query, in a format, and says by what their sum is one. The weights
 /// of what stands behind the first `tokens`, the scores of keys that are none, are next to nothing.
 #[inline(always)]
-fn softmax<A: Plain>(format: A, scores: &mut [u32], stride: usize, tokens: usize) -> [f32; QUERIES_AT_ONCE] {
+fn softmax<A: Plain + Multiply>(
+    format: A,
+    scores: &mut [u32],
+    stride: usize,
+    tokens: usize,
+) -> [f32; MOST_ROWS] {
     let (isa, lanes) = (format.isa(), <A::Isa as Isa>::LANES);
     // The lesser of this and what stands there, and this where that is no number, as a key that is none may give.
-    let last_line = stride - Line::WORDS;
-    let mut highest = [f32::INFINITY; Line::WORDS];
-    for highest in &mut highest[tokens - last_line..] {
+    let last_block = stride - A::COLUMNS;
+    let mut highest = [f32::INFINITY; MOST_COLUMNS];
+    for highest in &mut highest[tokens - last_block..] {
         *highest = f32::NEG_INFINITY;
     }
     // One step of all rows before the next of any, so that none waits for its own.
-    let mut of_rows = [0.0; QUERIES_AT_ONCE];
+    let mut of_rows = [0.0; MOST_ROWS];
     for (scores, to) in as_floats_mut(scores).chunks_exact_mut(stride).zip(&mut of_rows) {
-        for (scores, highest) in scores[last_line..]
+        for (scores, highest) in scores[last_block..]
             .chunks_exact_mut(lanes)
             .zip(highest.chunks_exact(lanes))
         {
@@ -267,6 +279,7 @@ mod tests {
 
     use super::{
         super::{
+            amx::{Amx, Tiled, tests::Emulated},
             format::{Bf16, Single, bf16},
             isa::{Avx2, Avx512},
         },
@@ -274,7 +287,7 @@ mod tests {
     };
 
     /// Attention in a format, with the context in 32 bits, is that in 64 bits of the same numbers.
-    fn agrees<A: Plain>(
+    fn agrees<A: Plain + Multiply>(
         heads: Heads,
         tokens: usize,
         numbers: &[f32],
@@ -353,6 +366,8 @@ mod tests {
                 agrees::<Single<Avx512>>(heads, tokens, &numbers, &mut scratch)?;
                 agrees::<Single<Avx2>>(heads, tokens, &numbers, &mut scratch)?;
                 agrees::<Bf16>(heads, tokens, &numbers, &mut scratch)?;
+                agrees::<Tiled<Bf16, Emulated>>(heads, tokens, &numbers, &mut scratch)?;
+                agrees::<Tiled<Bf16, Amx>>(heads, tokens, &numbers, &mut scratch)?;
             }
         }
     }

@@ -22,7 +22,7 @@ use super::{
     attention::{Attention, Heads, Scratch},
     epilogue::{Activate, Bias, Norm, Normalise, Residual},
     format::{Format, Plain},
-    kernel::Product,
+    kernel::{Multiply, Product},
     matrix::Matrix,
     operand::{Operand, Settle},
     panels::{PADDING, Panels},
@@ -83,7 +83,7 @@ const GROUP_TOKENS: usize = 168;
 /// So many go through the feed-forward part at once.
 const FEED_FORWARD_TOKENS: usize = 84;
 
-impl<F: Format, A: Plain<Isa = F::Isa>> CpuEncoder<F, A> {
+impl<F: Multiply, A: Plain + Multiply<Isa = F::Isa>> CpuEncoder<F, A> {
     /// Takes the weights out of `vb`, in 32 bits on the CPU. `config` is checked.
     pub(super) fn load(
         format: F,
@@ -258,7 +258,7 @@ impl<F: Format, A: Plain<Isa = F::Isa>> CpuEncoder<F, A> {
     }
 }
 
-impl<F: Format, A: Plain<Isa = F::Isa>> Encoder for CpuEncoder<F, A> {
+impl<F: Multiply, A: Plain + Multiply<Isa = F::Isa>> Encoder for CpuEncoder<F, A> {
     fn dimension(&self) -> usize {
         self.pooling.dimension(self.config.hidden_size)
     }

@@ -30,8 +30,10 @@ pub(super) struct Scale<'a, F> {
     /// From the first row on.
     pub(super) to: &'a mut [u32],
     pub(super) stride: usize,
-    /// Where the first column stands there.
+    /// Where the first column stands there …
     pub(super) column: usize,
+    /// … and how many are more than filling. The last vector of them is written whole.
+    pub(super) columns: usize,
 }
 
 /// Adds a bias, and writes them down.
@@ -66,6 +68,9 @@ impl<I: Isa> Epilogue<I> for Store<'_> {
 impl<F: Format> Epilogue<F::Isa> for Scale<'_, F> {
     #[inline(always)]
     fn take(&mut self, isa: F::Isa, row: usize, column: usize, values: <F::Isa as Isa>::Vector) {
+        if column >= self.columns {
+            return;
+        }
         let values = isa.mul(values, isa.splat(self.by[row]));
         let to = &mut self.to[row * self.stride..];
         self.format.write(values, self.column + column, to);

@@ -13,10 +13,6 @@ use super::isa::{Avx512, Isa, Work, as_floats, as_floats_mut};
 /// A format that this CPU multiplies. As with [`Isa`], a value of it is the proof.
 pub(super) trait Format: Copy + Send + Sync + 'static {
     type Isa: Isa;
-    /// Words side by side, [`Isa::LANES`] of them.
-    type Words: Copy;
-    /// A sum of products for each.
-    type Sums: Copy;
     /// How many numbers a word has.
     const PER_WORD: usize;
     /// How many it has while its row is written.
@@ -32,6 +28,14 @@ pub(super) trait Format: Copy + Send + Sync + 'static {
     fn settle(self, columns: usize, row: &mut [u32]) -> RowScale;
     /// `values`, the weights of one output, as words of a column.
     fn encode_weights(values: &[f32], words: &mut Vec<u32>) -> ColumnScale;
+}
+
+/// A format whose products are added up in registers.
+pub(super) trait Dot: Format {
+    /// Words side by side, [`Isa::LANES`] of them.
+    type Words: Copy;
+    /// A sum of products for each.
+    type Sums: Copy;
 
     fn zero(self) -> Self::Sums;
     /// The same word of a row in each lane.
@@ -49,10 +53,8 @@ pub(super) trait Format: Copy + Send + Sync + 'static {
 
 /// A format whose numbers need no scale, so that attention can be in it.
 pub(super) trait Plain: Format {
-    /// Words of columns: those of [`Format::PER_WORD`] rows, which `row` gives, side by side in a word.
-    fn weave(self, row: impl Fn(usize) -> <Self::Isa as Isa>::Vector) -> Self::Words;
-    /// Over the first of `words`.
-    fn store(self, columns: Self::Words, words: &mut [u32]);
+    /// Words of columns, over the first of `words`: those of [`Format::PER_WORD`] rows, which `row` gives, side by side in one.
+    fn weave(self, row: impl Fn(usize) -> <Self::Isa as Isa>::Vector, words: &mut [u32]);
 }
 
 /// What a row of `int8` means: `(code - zero) * scale`. The other formats mean what they are.
@@ -118,8 +120,6 @@ pub(super) struct Int8(Avx512);
 
 impl<I: Isa> Format for Single<I> {
     type Isa = I;
-    type Words = I::Vector;
-    type Sums = I::Vector;
     const PER_WORD: usize = 1;
 
     fn detect() -> Option<Self> {
@@ -149,6 +149,11 @@ impl<I: Isa> Format for Single<I> {
         words.extend(values.iter().map(|value| value.to_bits()));
         ColumnScale::ONE
     }
+}
+
+impl<I: Isa> Dot for Single<I> {
+    type Words = I::Vector;
+    type Sums = I::Vector;
 
     #[inline(always)]
     fn zero(self) -> I::Vector {
@@ -180,20 +185,13 @@ impl<I: Isa> Format for Single<I> {
 
 impl<I: Isa> Plain for Single<I> {
     #[inline(always)]
-    fn weave(self, row: impl Fn(usize) -> I::Vector) -> I::Vector {
-        row(0)
-    }
-
-    #[inline(always)]
-    fn store(self, columns: I::Vector, words: &mut [u32]) {
-        self.0.store(columns, as_floats_mut(words));
+    fn weave(self, row: impl Fn(usize) -> I::Vector, words: &mut [u32]) {
+        self.0.store(row(0), as_floats_mut(words));
     }
 }
 
 impl Format for Bf16 {
     type Isa = Avx512;
-    type Words = __m512i;
-    type Sums = __m512;
     const PER_WORD: usize = 2;
 
     fn detect() -> Option<Self> {
@@ -236,6 +234,11 @@ impl Format for Bf16 {
         words.extend(pairs.iter().map(|&[low, high]| bf16(low) | bf16(high) << 16));
         ColumnScale::ONE
     }
+}
+
+impl Dot for Bf16 {
+    type Words = __m512i;
+    type Sums = __m512;
 
     #[inline(always)]
     fn zero(self) -> __m512 {
@@ -274,7 +277,7 @@ impl Format for Bf16 {
 
 impl Plain for Bf16 {
     #[inline(always)]
-    fn weave(self, row: impl Fn(usize) -> __m512) -> __m512i {
+    fn weave(self, row: impl Fn(usize) -> __m512, words: &mut [u32]) {
         // The numbers of either row in turn.
         const IN_TURN: [u16; 32] = {
             let mut from = [0; 32];
@@ -286,25 +289,18 @@ impl Plain for Bf16 {
             }
             from
         };
-        // SAFETY: `self` exists, so the CPU has the instructions, and the array is as long as a vector.
+        let words: &mut [u32; 16] = words.first_chunk_mut().expect("room for a vector");
+        // SAFETY: `self` exists, so the CPU has the instructions, and both arrays are as long as a vector.
         unsafe {
             let both = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(row(1), row(0)));
-            _mm512_permutexvar_epi16(_mm512_loadu_si512(IN_TURN.as_ptr().cast()), both)
+            let woven = _mm512_permutexvar_epi16(_mm512_loadu_si512(IN_TURN.as_ptr().cast()), both);
+            _mm512_storeu_si512(words.as_mut_ptr().cast(), woven);
         }
-    }
-
-    #[inline(always)]
-    fn store(self, columns: __m512i, words: &mut [u32]) {
-        let words: &mut [u32; 16] = words.first_chunk_mut().expect("room for a vector");
-        // SAFETY: `self` exists, and `words` has 16 of them.
-        unsafe { _mm512_storeu_si512(words.as_mut_ptr().cast(), columns) }
     }
 }
 
 impl Format for Int8 {
     type Isa = Avx512;
-    type Words = __m512i;
-    type Sums = __m512i;
     const PER_WORD: usize = 4;
     /// In 32 bits, since the scale of a row is known when all of it is.
     const WRITTEN_PER_WORD: usize = 1;
@@ -381,6 +377,11 @@ impl Format for Int8 {
             sum: sum as f32,
         }
     }
+}
+
+impl Dot for Int8 {
+    type Words = __m512i;
+    type Sums = __m512i;
 
     #[inline(always)]
     fn zero(self) -> __m512i {
@@ -452,12 +453,12 @@ impl<F: Format> Work for Encode<'_, F> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use proptest::prelude::*;
 
     use super::*;
 
-    fn encoded<F: Format>(format: F, values: &[f32]) -> (Vec<u32>, RowScale) {
+    pub(in super::super) fn encoded<F: Format>(format: F, values: &[f32]) -> (Vec<u32>, RowScale) {
         let mut words = vec![0; values.len() / F::WRITTEN_PER_WORD];
         let row = &mut words;
         let scale = format.vectorize(Encode { format, values, row });

@@ -7,7 +7,7 @@
 
 use super::{
     epilogue::Epilogue,
-    format::{Format, RowScale},
+    format::{Dot, Format, RowScale},
     isa::{Isa, Work},
     matrix::Line,
     panels::PanelsRef,
@@ -36,11 +36,32 @@ pub(super) struct Product<'a, F, E> {
 /// As many rows go through all columns before the next, so that they stay in the second cache.
 const ROWS_IN_CACHE: usize = 168;
 
-impl<F: Format, E: Epilogue<F::Isa>> Work for Product<'_, F, E> {
+/// The most rows that any format multiplies at once.
+pub(super) const MOST_ROWS: usize = 32;
+/// The most columns that any takes multiples of.
+pub(super) const MOST_COLUMNS: usize = 32;
+
+/// A format with what multiplies it.
+pub(super) trait Multiply: Format {
+    /// Rows that it multiplies at once, no more than [`MOST_ROWS`].
+    const ROWS: usize;
+    /// It takes columns in multiples of this many, 16 or [`MOST_COLUMNS`] …
+    const COLUMNS: usize;
+    /// … and words of them in multiples of this many.
+    const WORDS: usize;
+
+    /// Does a product.
+    ///
+    /// # Safety
+    /// Its rows and columns are in bounds.
+    unsafe fn multiply<E: Epilogue<Self::Isa>>(product: Product<'_, Self, E>);
+}
+
+impl<F: Multiply, E: Epilogue<F::Isa>> Work for Product<'_, F, E> {
     type Output = ();
 
     #[inline(always)]
-    fn run(mut self) {
+    fn run(self) {
         let Rows {
             words, count, stride, ..
         } = self.rows;
@@ -52,20 +73,34 @@ impl<F: Format, E: Epilogue<F::Isa>> Work for Product<'_, F, E> {
             self.columns.lines.len() >= self.columns.columns / Line::WORDS * self.columns.words,
             "columns end beyond their lines"
         );
+        // SAFETY: as was asserted.
+        unsafe { F::multiply(self) }
+    }
+}
+
+/// By registers.
+impl<F: Dot> Multiply for F {
+    const ROWS: usize = 14;
+    const COLUMNS: usize = Line::WORDS;
+    const WORDS: usize = 1;
+
+    #[inline(always)]
+    unsafe fn multiply<E: Epilogue<F::Isa>>(mut product: Product<'_, F, E>) {
+        let count = product.rows.count;
         let mut first = 0;
         while first < count {
             let last = count.min(first + ROWS_IN_CACHE);
             let mut column = 0;
-            while column < self.columns.columns {
-                // SAFETY: rows and columns are in bounds, by what was asserted.
-                column += unsafe { self.columns_of_rows(first, last, column) };
+            while column < product.columns.columns {
+                // SAFETY: rows and columns are in bounds, by the caller's word.
+                column += unsafe { product.columns_of_rows(first, last, column) };
             }
             first = last;
         }
     }
 }
 
-impl<F: Format, E: Epilogue<F::Isa>> Product<'_, F, E> {
+impl<F: Dot, E: Epilogue<F::Isa>> Product<'_, F, E> {
     /// The rows from `first` to `last` times the columns from `column` on, as many as registers hold; how many those are.
     ///
     /// # Safety
@@ -179,6 +214,7 @@ mod tests {
 
     use super::{
         super::{
+            amx::{Amx, Tiled, tests::Emulated},
             epilogue::Store,
             format::{Bf16, Encode, Int8, Single},
             isa::{Avx2, Avx512},
@@ -208,7 +244,7 @@ mod tests {
     }
 
     /// A product beside the same in `f64` of the numbers that the words stand for.
-    fn agrees<F: Format>(
+    fn agrees<F: Multiply>(
         count: usize,
         inputs: usize,
         outputs: usize,
@@ -272,7 +308,7 @@ mod tests {
 
         #[test]
         fn products_of_any_shape_are_those_of_64_bits(
-            count in 1..40_usize,
+            count in 1..60_usize,
             inputs in 1..200_usize,
             outputs in 1..100_usize,
             numbers in prop::collection::vec(-3_f32..3.0, 1_009),
@@ -281,6 +317,10 @@ mod tests {
             agrees::<Single<Avx2>>(count, inputs, outputs, &numbers)?;
             agrees::<Bf16>(count, inputs, outputs, &numbers)?;
             agrees::<Int8>(count, inputs, outputs, &numbers)?;
+            agrees::<Tiled<Bf16, Emulated>>(count, inputs, outputs, &numbers)?;
+            agrees::<Tiled<Int8, Emulated>>(count, inputs, outputs, &numbers)?;
+            agrees::<Tiled<Bf16, Amx>>(count, inputs, outputs, &numbers)?;
+            agrees::<Tiled<Int8, Amx>>(count, inputs, outputs, &numbers)?;
         }
     }
 }
