@@ -55,6 +55,15 @@ pub enum Operation {
     /// An instance to trust other keys.
     #[serde(rename = "keys.take")]
     TakeKeys,
+    /// An instance to go by other access policies.
+    #[serde(rename = "access-policies.take")]
+    TakeAccessPolicies,
+    /// An instance to tell how it is.
+    #[serde(rename = "health.view")]
+    ViewHealth,
+    /// An instance to tell its metrics.
+    #[serde(rename = "metrics.view")]
+    ViewMetrics,
     /// Dead letters to be put back.
     #[serde(rename = "dead-letters.replay")]
     ReplayDeadLetters,
@@ -69,17 +78,34 @@ impl Operation {
             Self::TakeTenants => "tenants.take",
             Self::ApplyTenants => "tenants.apply",
             Self::TakeKeys => "keys.take",
+            Self::TakeAccessPolicies => "access-policies.take",
+            Self::ViewHealth => "health.view",
+            Self::ViewMetrics => "metrics.view",
             Self::ReplayDeadLetters => "dead-letters.replay",
         }
     }
 
-    /// Whether something comes to be that was not there before; otherwise something is changed.
-    pub fn creates(self) -> bool {
+    /// What it does to what is there.
+    pub fn activity(self) -> Activity {
         match self {
-            Self::DecideJobs | Self::RequestJobs | Self::ReplayDeadLetters => true,
-            Self::TakeTenants | Self::ApplyTenants | Self::TakeKeys => false,
+            Self::DecideJobs | Self::RequestJobs | Self::ReplayDeadLetters => Activity::Create,
+            Self::ViewHealth | Self::ViewMetrics => Activity::Read,
+            Self::TakeTenants | Self::ApplyTenants | Self::TakeKeys | Self::TakeAccessPolicies => {
+                Activity::Update
+            }
         }
     }
+}
+
+/// What an operation does to what is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activity {
+    /// Something comes to be that was not there before.
+    Create,
+    /// Something is looked at.
+    Read,
+    /// Something is changed.
+    Update,
 }
 
 /// Who asked, as far as it is known.

@@ -9,6 +9,7 @@
 //! checked newtypes ([`Tenant`], [`Pool`], [`ModelName`], [`TopicName`]), so a value of such a type is proof of the
 //! check. Records that cross a topic are versioned ([`Record`]) and held to golden files.
 
+mod access;
 mod admitted;
 mod audit;
 mod embedding;
@@ -23,8 +24,9 @@ mod text;
 mod topic;
 mod usage;
 
+pub use access::{Action, Authority, Principal, Role, Ruling, Submission, User};
 pub use admitted::{AdmittedJob, AdmittedJobs};
-pub use audit::{Actor, AuditEvent, AuditEvents, Operation, Origins};
+pub use audit::{Activity, Actor, AuditEvent, AuditEvents, Operation, Origins};
 pub use embedding::Embedding;
 pub use job::{Job, Priority};
 pub use names::{InvalidName, JobId, ModelName, Pool, Tenant};

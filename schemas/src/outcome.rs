@@ -262,6 +262,8 @@ pub enum ReasonCode {
     UnknownModel,
     /// The tenant may not use this model.
     ModelNotAllowed,
+    /// The access policies do not let whoever sent it have such a job run.
+    NotPermitted,
     /// The input is empty, or only white space.
     EmptyInput,
     /// The input has more bytes than allowed.
@@ -297,6 +299,7 @@ impl ReasonCode {
             Self::InvalidJobId => "invalid_job_id",
             Self::UnknownModel => "unknown_model",
             Self::ModelNotAllowed => "model_not_allowed",
+            Self::NotPermitted => "not_permitted",
             Self::EmptyInput => "empty_input",
             Self::InputTooLarge => "input_too_large",
             Self::TextPairNotSupported => "text_pair_not_supported",
@@ -460,6 +463,7 @@ mod tests {
             InvalidJobId,
             UnknownModel,
             ModelNotAllowed,
+            NotPermitted,
             EmptyInput,
             InputTooLarge,
             TextPairNotSupported,

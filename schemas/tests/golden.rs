@@ -302,6 +302,33 @@ fn audit_events_keep_their_bytes() {
 }
 
 #[test]
+fn audit_events_of_access_keep_their_bytes() {
+    let operations = [
+        Operation::TakeAccessPolicies,
+        Operation::ViewHealth,
+        Operation::ViewMetrics,
+    ];
+    let events = AuditEvents(operations.map(refused).into());
+    check(&events, &golden(&events, "audit-events-of-access.v1.bin"));
+}
+
+fn refused(operation: Operation) -> AuditEvent {
+    AuditEvent {
+        time_ms: 1_790_000_000_123,
+        operation,
+        tenant: None,
+        actor: Actor::Unknown,
+        source: "203.0.113.7".to_owned(),
+        count: 1,
+        refused: Some(ReasonCode::NotPermitted.as_str().to_owned()),
+        detail: Some("a stranger: policy `known-people-only` forbids it".to_owned()),
+        policy: Some("known-people-only".to_owned()),
+        model: None,
+        origins: None,
+    }
+}
+
+#[test]
 fn a_record_of_another_version_says_so_instead_of_being_misread() {
     let mut bytes = outcomes().encode();
     bytes[0] = 4;

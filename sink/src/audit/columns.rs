@@ -9,7 +9,7 @@ use arrow_array::{
 };
 use arrow_buffer::{NullBuffer, OffsetBuffer};
 use arrow_schema::{DataType, Fields, Schema};
-use schemas::{Actor, AuditEvent, Digest, Origins, tables};
+use schemas::{Activity, Actor, AuditEvent, Digest, Origins, tables};
 
 /// The version of OCSF whose words these are.
 const OCSF_VERSION: &str = "1.7.0";
@@ -17,8 +17,6 @@ const PRODUCT: &str = "Tributary";
 /// "Application Activity", and in it "API Activity".
 const CATEGORY_UID: i32 = 6;
 const CLASS_UID: i32 = 6003;
-const CREATE: i32 = 1;
-const UPDATE: i32 = 3;
 const SUCCESS: i32 = 1;
 const FAILURE: i32 = 2;
 /// "Informational": what an operator makes of it is up to him.
@@ -32,7 +30,11 @@ pub(super) fn of(offset: i64, events: &[AuditEvent]) -> RecordBatch {
     let longs = |of: &dyn Fn(&AuditEvent) -> Option<i64>| -> ArrayRef {
         Arc::new(events.iter().map(of).collect::<Int64Array>())
     };
-    let activity = |event: &AuditEvent| if event.operation.creates() { CREATE } else { UPDATE };
+    let activity = |event: &AuditEvent| match event.operation.activity() {
+        Activity::Create => 1,
+        Activity::Read => 2,
+        Activity::Update => 3,
+    };
     let status = |event: &AuditEvent| match event.refused {
         None => SUCCESS,
         Some(_) => FAILURE,
