@@ -66,7 +66,7 @@ impl AccessPolicies {
             return Err(at(text, &template.to_string(), problem.to_owned()));
         }
         let policies = named(text, &parsed)?;
-        let validated = Validator::new(schema.clone()).validate(&parsed, ValidationMode::Strict);
+        let validated = Validator::new(schema.clone()).validate(&policies, ValidationMode::Strict);
         if let Some(error) = validated.validation_errors().next() {
             return Err(refused(text, error));
         }
@@ -332,7 +332,7 @@ mod tests {
             ),
             (
                 r#"@id("a") permit (principal in Role::"opreator", action, resource);"#,
-                "line 3: for policy `policy1`, entity of type `Role` with `eid: \"opreator\"` is not",
+                "line 3: for policy `a`: entity `Role::\"opreator\"` is of an enumerated entity type",
             ),
             (
                 r#"@id("a") permit (principal, action == Action::"sumbit", resource);"#,

@@ -4,12 +4,12 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
 use ingest::{
-    Decision, InForce, Received, decide,
+    Decision, InForce, Permissions, Received, decide,
     identity::{Config, Identity, Keys, Required},
     quota::Quotas,
 };
 use schemas::{
-    AdmittedJobs, DecodeError, ModelName, ModelTerms, Outcomes, Policies, Record as _, Task, Tenant, TenantPolicy, TopicId, TopicName, TopicNames,
+    Action, AdmittedJobs, Authority, DecodeError, ModelName, ModelTerms, Outcomes, Policies, Principal, Record as _, Ruling, Submission, Task, Tenant, TenantPolicy, TopicId, TopicName, TopicNames,
 };
 use topics::{Header, Partition, Record, TopicRef};
 
@@ -58,10 +58,28 @@ pub fn identity(required: Required) -> Identity {
         issuer: None,
         audience: Some("tributary".to_owned()),
         tenant_claim: "tenant".to_owned(),
+        roles_claim: Some("roles".to_owned()),
         leeway_s: 30,
     };
     let keys = Keys::read(include_str!("../../ingest/tests/keys/ed.pub.pem"));
     Identity::new(&config, keys.expect("a public key"))
+}
+
+/// Permits everything: Cedar would be most of the build, and nothing that is fuzzed depends on what it answers.
+#[derive(Debug)]
+struct Anything;
+
+impl Authority for Anything {
+    fn may_submit(&self, _: &Principal, _: &Submission) -> Ruling {
+        self.may(&Principal::Stranger, Action::PostJobs)
+    }
+
+    fn may(&self, _: &Principal, _: Action) -> Ruling {
+        Ruling {
+            is_allowed: true,
+            policies: Vec::new(),
+        }
+    }
 }
 
 /// Decides on `record` as of each door, and holds what comes of it to its encoding.
@@ -91,9 +109,10 @@ pub fn decide_by(identity: &Identity, record: &Record) {
         let in_force = InForce {
             policies: &policies,
             identity,
+            permissions: &Permissions::of(Arc::new(Anything)),
             quotas: &Quotas::default(),
         };
-        match decide(received, in_force, 1_790_000_000_000) {
+        match decide(received, in_force, 1_790_000_000_000).decision {
             Decision::Admit(job) => jobs_read_back(&AdmittedJobs(vec![job])),
             Decision::Reject(outcome) => outcomes_read_back(&Outcomes::pack([outcome])[0]),
             Decision::DeadLetter(reason) => assert!(!reason.is_empty()),

@@ -1,17 +1,18 @@
 //! The decision on one record: a function of the record, the policies, who can prove who he is, and the time.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use chrono::DateTime;
 use rust_decimal::Decimal;
 use schemas::{
     AdmittedJob, Common, Door, Job, JobId, ModelName, Origin, Outcome, Policies, Priority, Reason,
-    ReasonCode, Route, Row, Tenant, TenantPolicy, Verdict,
+    ReasonCode, Route, Row, Tenant, TenantPolicy, User, Verdict,
 };
 use topics::{Partition, Record};
 
 use crate::{
     identity::{Bearer, Identity, Refusal},
+    permission::{Asked, Came, Permissions},
     quota::Quotas,
 };
 
@@ -36,8 +37,19 @@ pub struct InForce<'a> {
     pub policies: &'a Policies,
     /// Who can prove who he is.
     pub identity: &'a Identity,
+    /// Who may have what run.
+    pub permissions: &'a Permissions,
     /// What each tenant has spent and has waiting.
     pub quotas: &'a Quotas,
+}
+
+/// What becomes of a record, and who says so.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Decided {
+    /// What becomes of it.
+    pub decision: Decision,
+    /// The access policies that decided; none where something else did, or none permitted it.
+    pub by: Option<Arc<str>>,
 }
 
 /// What becomes of a record.
@@ -52,63 +64,94 @@ pub enum Decision {
 }
 
 /// Decides on one record as of `now_ms`, in milliseconds since 1970 UTC.
-pub fn decide(received: Received<'_>, in_force: InForce<'_>, now_ms: i64) -> Decision {
+pub fn decide(received: Received<'_>, in_force: InForce<'_>, now_ms: i64) -> Decided {
     let InForce {
         policies, identity, ..
     } = in_force;
+    let dead_letter = |why: String| Decided {
+        decision: Decision::DeadLetter(why),
+        by: None,
+    };
     let Some(value) = &received.record.value else {
-        return Decision::DeadLetter("the record is a tombstone: it has a key but no value".to_owned());
+        return dead_letter("the record is a tombstone: it has a key but no value".to_owned());
     };
     let job = match Job::decode(value) {
         Ok(job) => job,
-        Err(error) => return Decision::DeadLetter(format!("the value is not a job: {error}")),
+        Err(error) => return dead_letter(format!("the value is not a job: {error}")),
     };
-    let owner = owner(&job, received, policies, identity, now_ms);
-    match owner.refusal.map_or_else(
-        || check(&job, received.record, &owner.tenant, in_force, now_ms),
-        Err,
-    ) {
+    let Owner { tenant, sender } = owner(&job, received, policies, identity, now_ms);
+    let checked = sender
+        .map_err(Rejection::from)
+        .and_then(|sender| check(&job, received.record, &tenant, &sender, in_force, now_ms));
+    match checked {
         Ok(Checked {
             job_id,
             model,
             priority,
             deadline_ms,
-        }) => Decision::Admit(AdmittedJob {
-            origin: origin(received),
-            labels: labels(job.labels, &owner.tenant, policies),
-            tenant: owner.tenant,
-            job_id,
-            model,
-            submitted_at_ms: submitted_at_ms(received.record),
-            deadline_ms,
-            priority,
-            trace_id: trace_id(received.record),
-            input: job.input.into_owned(),
-            text_pair: job.text_pair.map(std::borrow::Cow::into_owned),
-        }),
-        Err(reason) => Decision::Reject(rejected(job, received, owner.tenant, reason, policies, now_ms)),
+            by,
+        }) => Decided {
+            decision: Decision::Admit(AdmittedJob {
+                origin: origin(received),
+                labels: labels(job.labels, &tenant, policies),
+                tenant,
+                job_id,
+                model,
+                submitted_at_ms: submitted_at_ms(received.record),
+                deadline_ms,
+                priority,
+                trace_id: trace_id(received.record),
+                input: job.input.into_owned(),
+                text_pair: job.text_pair.map(std::borrow::Cow::into_owned),
+            }),
+            by,
+        },
+        Err(Rejection { reason, by }) => Decided {
+            decision: Decision::Reject(rejected(job, received, tenant, reason, policies, now_ms)),
+            by,
+        },
     }
 }
 
-/// Whose a job is: the tenant that its outcome belongs to, and why that tenant may not have it run.
+/// Whose a job is: the tenant that its outcome belongs to, and who sent it, or why nobody may who sent it so.
 struct Owner {
     tenant: Tenant,
-    refusal: Option<Reason<'static>>,
+    sender: Result<Sender, Reason<'static>>,
+}
+
+/// Who sent a job, and how.
+struct Sender {
+    /// None where it is the tenant itself.
+    user: Option<User>,
+    came: Came,
 }
 
 impl Owner {
-    fn known(tenant: Tenant) -> Self {
+    fn known(tenant: Tenant, sender: Sender) -> Self {
         Self {
             tenant,
-            refusal: None,
+            sender: Ok(sender),
         }
     }
 
     fn unclaimed(code: ReasonCode, message: String) -> Self {
         Self {
             tenant: Tenant::unclaimed(),
-            refusal: Some(Reason::new(code, message)),
+            sender: Err(Reason::new(code, message)),
         }
+    }
+}
+
+/// Why a job may not run.
+struct Rejection {
+    reason: Reason<'static>,
+    /// The access policies that forbid it.
+    by: Option<Arc<str>>,
+}
+
+impl From<Reason<'static>> for Rejection {
+    fn from(reason: Reason<'static>) -> Self {
+        Self { reason, by: None }
     }
 }
 
@@ -130,14 +173,18 @@ fn owner(
         Ok(proven) => proven,
         Err(refusal) => return Owner::unclaimed(refusal.code(), refusal.to_string()),
     };
-    let is_proven = proven.is_some();
-    let tenant = match (door, proven) {
-        (Door::Tenant(tenant), Some(proven)) if proven != tenant => {
+    let came = Came {
+        by_own_topic: matches!(door, Door::Tenant(_)),
+        with_token: proven.is_some(),
+    };
+    let (tenant, user) = match (door, proven) {
+        (Door::Tenant(tenant), Some((proven, _))) if proven != tenant => {
             let message = format!("the job came through `{topic}` and its token is of tenant `{proven}`");
             return Owner::unclaimed(ReasonCode::TenantMismatch, message);
         }
-        (Door::Tenant(tenant), _) | (Door::Shared, Some(tenant)) => tenant,
-        (Door::Shared, None) => return by_its_word(job.tenant.as_deref(), policies),
+        (Door::Tenant(tenant), None) => (tenant, None),
+        (Door::Tenant(_) | Door::Shared, Some(proven)) => proven,
+        (Door::Shared, None) => return by_its_word(job.tenant.as_deref(), policies, came),
     };
     if !policies.tenants.contains_key(&tenant) {
         return Owner::unclaimed(ReasonCode::UnknownTenant, not_configured(&tenant));
@@ -145,23 +192,29 @@ fn owner(
     match &job.tenant {
         Some(claimed) if *claimed != tenant.as_str() => {
             let claimed: String = claimed.chars().take(CLAIMED_CHARS_MAX).collect();
-            let has = match is_proven {
+            let has = match came.with_token {
                 true => format!("has a token of tenant `{tenant}`"),
                 false => format!("came through `{topic}`"),
             };
             let message = format!("the job {has} and names tenant `{}`", claimed.escape_default());
             Owner {
                 tenant,
-                refusal: Some(Reason::new(ReasonCode::TenantMismatch, message)),
+                sender: Err(Reason::new(ReasonCode::TenantMismatch, message)),
             }
         }
-        _ => Owner::known(tenant),
+        _ => Owner::known(tenant, Sender { user, came }),
     }
 }
 
-/// Whose token `record` has; none where none is demanded. A token must be good when the log took the record, so that a job
+/// Whose token `record` has, the tenant and, where the token tells of roles, the one who has them; none where none is
+/// demanded. A token must be good when the log took the record, so that a job
 /// may wait. A producer's word for that time is not taken: without the log's it must be good now.
-fn proven(door: &Door, record: &Record, identity: &Identity, now_ms: i64) -> Result<Option<Tenant>, Refusal> {
+fn proven(
+    door: &Door,
+    record: &Record,
+    identity: &Identity,
+    now_ms: i64,
+) -> Result<Option<(Tenant, Option<User>)>, Refusal> {
     if !identity.demands(door) {
         return Ok(None);
     }
@@ -170,16 +223,18 @@ fn proven(door: &Door, record: &Record, identity: &Identity, now_ms: i64) -> Res
     } else {
         now_ms
     };
-    identity.prove(&Bearer::of(record)?, as_of_ms).map(Some)
+    identity.prove_tenant(&Bearer::of(record)?, as_of_ms).map(Some)
 }
 
-fn by_its_word(claimed: Option<&str>, policies: &Policies) -> Owner {
+fn by_its_word(claimed: Option<&str>, policies: &Policies, came: Came) -> Owner {
     let Some(claimed) = claimed else {
         let message = "the job names no tenant: set `tenant`, or produce to the tenant's own topic";
         return Owner::unclaimed(ReasonCode::UnknownTenant, message.to_owned());
     };
     match Tenant::new(claimed) {
-        Ok(tenant) if policies.tenants.contains_key(&tenant) => Owner::known(tenant),
+        Ok(tenant) if policies.tenants.contains_key(&tenant) => {
+            Owner::known(tenant, Sender { user: None, came })
+        }
         Ok(tenant) => Owner::unclaimed(ReasonCode::UnknownTenant, not_configured(&tenant)),
         Err(invalid) => Owner::unclaimed(ReasonCode::InvalidTenant, invalid.to_string()),
     }
@@ -194,17 +249,25 @@ struct Checked {
     model: ModelName,
     priority: Option<Priority>,
     deadline_ms: Option<i64>,
+    /// The access policies that permit it.
+    by: Option<Arc<str>>,
 }
 
 fn check(
     job: &Job<'_>,
     record: &Record,
     tenant: &Tenant,
+    sender: &Sender,
     in_force: InForce<'_>,
     now_ms: i64,
-) -> Result<Checked, Reason<'static>> {
-    let InForce { policies, quotas, .. } = in_force;
-    let reject = |code, message: String| Err(Reason::new(code, message));
+) -> Result<Checked, Rejection> {
+    let InForce {
+        policies,
+        quotas,
+        permissions,
+        ..
+    } = in_force;
+    let reject = |code, message: String| Err(Reason::new(code, message).into());
     let Some(policy) = policies.tenants.get(tenant) else {
         return reject(ReasonCode::UnknownTenant, not_configured(tenant));
     };
@@ -219,6 +282,17 @@ fn check(
         Err(invalid) => return reject(ReasonCode::InvalidJobId, invalid.to_string()),
     };
     let model = check_model(&job.model, policy, policies)?;
+    let priority = lowered(job.priority, policy);
+    let asked = Asked {
+        model: model.clone(),
+        priority: priority.unwrap_or_default(),
+        came: sender.came,
+    };
+    let answer = permissions.ask(sender.user.as_ref(), tenant, policy, asked);
+    let by = answer.decided_by;
+    if let Some(reason) = answer.refusal {
+        return Err(Rejection { reason, by });
+    }
     if job.input.trim().is_empty() {
         return reject(ReasonCode::EmptyInput, "`input` is empty".to_owned());
     }
@@ -250,8 +324,9 @@ fn check(
     Ok(Checked {
         job_id,
         model,
-        priority: lowered(job.priority, policy),
+        priority,
         deadline_ms,
+        by,
     })
 }
 
@@ -420,8 +495,9 @@ fn trace_id(record: &Record) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeSet, sync::Arc};
+    use std::collections::BTreeSet;
 
+    use authority::AccessPolicies;
     use bytes::Bytes;
     use proptest::prelude::*;
     use schemas::{ModelTerms, Pool, Task, TopicId, TopicName, TopicNames};
@@ -489,9 +565,10 @@ mod tests {
         let in_force = InForce {
             policies,
             identity: &Identity::nowhere(),
+            permissions: &Permissions::of(Arc::new(AccessPolicies::built_in())),
             quotas: &Quotas::default(),
         };
-        decide(Received { source, record }, in_force, NOW_MS)
+        decide(Received { source, record }, in_force, NOW_MS).decision
     }
 
     fn rejection(topic: &str, value: &str) -> (String, ReasonCode, String) {

@@ -1,7 +1,7 @@
 //! The HTTP door: lines of jobs in, an answer a line out.
 
 use bytes::Bytes;
-use schemas::{Door, Job, TopicName};
+use schemas::{Door, Job, Principal, ReasonCode, TopicName};
 use serde::Serialize;
 use topics::{Append, Appender, Error};
 
@@ -42,28 +42,64 @@ pub enum Answer {
     },
 }
 
-/// The token of a request with these headers `authorization`; none where none is demanded. What is not demanded stays
-/// off the topic.
+/// Who makes a request, and the token that proves it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asker {
+    /// Who it is.
+    pub principal: Principal,
+    /// None where none was looked at.
+    pub bearer: Option<Bearer>,
+}
+
+/// Who brings jobs, with these headers `authorization`; a stranger where no token is demanded of him. What is not demanded
+/// stays off the topic.
 ///
 /// # Errors
 /// Why the request is refused as a whole.
-pub fn bearer_of_request<'a>(
+pub fn asker_at_the_door<'a>(
     authorization: impl Iterator<Item = &'a [u8]>,
     identity: &Identity,
     now_ms: i64,
-) -> Result<Option<Bearer>, Refusal> {
+) -> Result<Asker, Refusal> {
     if !identity.demands(&Door::Shared) {
-        return Ok(None);
+        return Ok(STRANGER);
     }
-    let proven = Bearer::among(authorization).and_then(|bearer| {
-        identity.prove(&bearer, now_ms)?;
-        Ok(Some(bearer))
-    });
-    if let Err(refusal) = &proven {
-        let code = refusal.code().as_str();
-        metrics::counter!(metric_names::HTTP_REFUSED, "reason_code" => code).increment(1);
+    let bearer = Bearer::among(authorization)?;
+    let (tenant, user) = identity.prove_tenant(&bearer, now_ms)?;
+    Ok(Asker {
+        principal: user.map_or(Principal::Tenant(tenant), Principal::User),
+        bearer: Some(bearer),
+    })
+}
+
+/// Who asks for something else, with these headers `authorization`: a stranger where there is no token, or tokens are looked
+/// at nowhere.
+///
+/// # Errors
+/// Why a token that is there proves nothing.
+pub fn asker_of_request<'a>(
+    authorization: impl Iterator<Item = &'a [u8]>,
+    identity: &Identity,
+    now_ms: i64,
+) -> Result<Principal, Refusal> {
+    if !identity.demands_anywhere() {
+        return Ok(Principal::Stranger);
     }
-    proven
+    match Bearer::among(authorization) {
+        Err(Refusal::Missing) => Ok(Principal::Stranger),
+        Err(refusal) => Err(refusal),
+        Ok(bearer) => identity.prove(&bearer, now_ms).map(Principal::from),
+    }
+}
+
+const STRANGER: Asker = Asker {
+    principal: Principal::Stranger,
+    bearer: None,
+};
+
+/// Counts a request that was refused as a whole.
+pub fn count_refused(code: ReasonCode) {
+    metrics::counter!(metric_names::HTTP_REFUSED, "reason_code" => code.as_str()).increment(1);
 }
 
 impl HttpDoor {
@@ -199,7 +235,7 @@ mod tests {
     #[test]
     fn what_is_not_demanded_of_a_request_stays_off_the_topic() {
         let basic = || [&b"Basic dXNlcjpwYXNzd29yZA=="[..]].into_iter();
-        assert_eq!(bearer_of_request(basic(), &Identity::nowhere(), 0), Ok(None));
+        assert_eq!(asker_at_the_door(basic(), &Identity::nowhere(), 0), Ok(STRANGER));
     }
 
     #[tokio::test]

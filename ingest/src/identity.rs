@@ -3,16 +3,18 @@
 mod bearer;
 mod keys;
 
-use std::path::PathBuf;
+use std::{collections::BTreeSet, path::PathBuf};
 
 use jsonwebtoken::{Algorithm, Validation, errors::ErrorKind};
-use schemas::{Door, InvalidName, ReasonCode, Tenant};
+use schemas::{Door, InvalidName, Principal, ReasonCode, Role, Tenant, User};
 use serde::{Deserialize, Serialize};
 
 pub use bearer::Bearer;
 pub(crate) use bearer::without_token;
 pub use keys::{InvalidKeys, Keys};
 
+/// The claim that names whoever has the token.
+const SUBJECT: &str = "sub";
 /// Clocks that differ by more than this are wrong.
 const LEEWAY_S_MAX: u32 = 300;
 
@@ -33,6 +35,9 @@ pub struct Config {
     pub audience: Option<String>,
     /// The claim that names the tenant.
     pub tenant_claim: String,
+    /// The claim that names the roles of whoever has the token; none: it is the tenant that has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub roles_claim: Option<String>,
     /// How far the clock of whoever signs may be from that of whoever checks.
     pub leeway_s: u32,
 }
@@ -80,6 +85,7 @@ impl Config {
 pub struct Identity {
     required: Required,
     tenant_claim: String,
+    roles_claim: Option<String>,
     leeway_s: u32,
     keys: Keys,
     validation: Validation,
@@ -105,6 +111,7 @@ impl Identity {
         Self {
             required: config.required,
             tenant_claim: config.tenant_claim.clone(),
+            roles_claim: config.roles_claim.clone(),
             leeway_s: config.leeway_s,
             keys,
             validation,
@@ -119,6 +126,7 @@ impl Identity {
             issuer: None,
             audience: None,
             tenant_claim: String::new(),
+            roles_claim: None,
             leeway_s: 0,
         };
         Self::new(&config, Keys::none())
@@ -133,11 +141,30 @@ impl Identity {
         }
     }
 
+    /// Whether tokens are looked at anywhere.
+    pub fn demands_anywhere(&self) -> bool {
+        self.required != Required::Nowhere
+    }
+
+    /// The tenant whose token it is, as of `as_of_ms`, and who of it has the token, where it tells of roles.
+    ///
+    /// # Errors
+    /// Why it proves nothing.
+    pub fn prove_tenant(&self, bearer: &Bearer, as_of_ms: i64) -> Result<(Tenant, Option<User>), Refusal> {
+        match self.prove(bearer, as_of_ms)? {
+            Proven::Tenant(tenant) => Ok((tenant, None)),
+            Proven::User(user) => match user.tenant.clone() {
+                Some(tenant) => Ok((tenant, Some(user))),
+                None => Err(Refusal::Claim(self.tenant_claim.clone())),
+            },
+        }
+    }
+
     /// Whose token it is, as of `as_of_ms`, in milliseconds since 1970 UTC.
     ///
     /// # Errors
     /// Why it proves nothing.
-    pub fn prove(&self, bearer: &Bearer, as_of_ms: i64) -> Result<Tenant, Refusal> {
+    pub fn prove(&self, bearer: &Bearer, as_of_ms: i64) -> Result<Proven, Refusal> {
         let claims = self.signed_claims(bearer.token())?;
         let time = |claim: &'static str| match claims.get(claim) {
             None => Ok(None),
@@ -155,8 +182,30 @@ impl Identity {
         {
             return Err(Refusal::NotYet);
         }
-        let tenant = claims.get(&self.tenant_claim).and_then(serde_json::Value::as_str);
-        Tenant::new(tenant.ok_or_else(|| Refusal::Claim(self.tenant_claim.clone()))?).map_err(Refusal::Tenant)
+        self.named(&claims)
+    }
+
+    /// Whom claims name that are good.
+    fn named(&self, claims: &Claims) -> Result<Proven, Refusal> {
+        let text = |claim: &str| match claims.get(claim) {
+            None => Ok(None),
+            Some(value) => value
+                .as_str()
+                .map(Some)
+                .ok_or_else(|| Refusal::Claim(claim.to_owned())),
+        };
+        let tenant = text(&self.tenant_claim)?.map(Tenant::new).transpose();
+        let tenant = tenant.map_err(Refusal::Tenant)?;
+        let Some(roles_claim) = &self.roles_claim else {
+            let missing = || Refusal::Claim(self.tenant_claim.clone());
+            return tenant.map(Proven::Tenant).ok_or_else(missing);
+        };
+        let roles = claims.get(roles_claim).map_or(Some(BTreeSet::new()), roles_of);
+        Ok(Proven::User(User {
+            name: text(SUBJECT)?.unwrap_or_default().to_owned(),
+            tenant,
+            roles: roles.ok_or_else(|| Refusal::Claim(roles_claim.clone()))?,
+        }))
     }
 
     /// What somebody trusted has signed, for us, at some time.
@@ -187,6 +236,37 @@ impl Identity {
 }
 
 type Claims = serde_json::Map<String, serde_json::Value>;
+
+/// The roles among the words of a claim, a list or a text with spaces; those of other systems are passed over.
+fn roles_of(claim: &serde_json::Value) -> Option<BTreeSet<Role>> {
+    use serde_json::Value;
+    match claim {
+        Value::String(words) => Some(words.split_whitespace().filter_map(Role::named).collect()),
+        Value::Array(words) => {
+            let words: Option<Vec<&str>> = words.iter().map(Value::as_str).collect();
+            Some(words?.into_iter().filter_map(Role::named).collect())
+        }
+        _ => None,
+    }
+}
+
+/// Whom a token names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Proven {
+    /// A tenant, of whom nothing else is asked.
+    Tenant(Tenant),
+    /// Somebody with roles.
+    User(User),
+}
+
+impl From<Proven> for Principal {
+    fn from(proven: Proven) -> Self {
+        match proven {
+            Proven::Tenant(tenant) => Self::Tenant(tenant),
+            Proven::User(user) => Self::User(user),
+        }
+    }
+}
 
 /// Why a job or a request has proven nothing. It never repeats a token.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

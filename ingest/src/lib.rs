@@ -8,7 +8,8 @@
 //! ```
 //!
 //! The decision ([`decide`]) is a function of the record, the policies, the keys that tokens are checked with
-//! ([`identity`]), what the tenant has spent and has waiting ([`quota`]), and the time. The service ([`Service`]) reads, decides, and commits what came of it together with its
+//! ([`identity`]), what the access policies permit ([`Permissions`]), what the tenant has spent and has waiting ([`quota`]), and
+//! the time. The service ([`Service`]) reads, decides, and commits what came of it together with its
 //! progress, so that a job is decided once: decided twice it could get two answers, since time and policy move on. This
 //! crate knows neither Kafka nor models nor Parquet.
 
@@ -17,12 +18,14 @@ mod door;
 pub mod identity;
 mod look;
 pub mod metric_names;
+mod permission;
 pub mod quota;
 mod service;
 mod tally;
 
-pub use decide::{Decision, InForce, Received, decide};
-pub use door::{Answer, HttpDoor, bearer_of_request};
+pub use decide::{Decided, Decision, InForce, Received, decide};
+pub use door::{Answer, Asker, HttpDoor, asker_at_the_door, asker_of_request, count_refused};
 pub use look::GroupOf;
+pub use permission::Permissions;
 pub use service::{Config, Service};
 pub use tally::{ATTEMPTS_TOLD_MAX, Tally};

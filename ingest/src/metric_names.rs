@@ -8,7 +8,7 @@ pub const REJECTED: &str = "tributary_ingest_rejected_total";
 pub const DEAD_LETTERS: &str = "tributary_ingest_dead_letters_total";
 /// Duration of a commit, in seconds.
 pub const COMMIT_SECONDS: &str = "tributary_ingest_commit_seconds";
-/// HTTP requests that were refused as a whole for want of a good token, by `reason_code`.
+/// HTTP requests that were refused as a whole for want of a good token or of permission, by `reason_code`.
 pub const HTTP_REFUSED: &str = "tributary_ingest_http_refused_total";
 /// Lines that came through the HTTP door, by `answer` (accepted, refused).
 pub const HTTP_LINES: &str = "tributary_ingest_http_lines_total";

@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use schemas::{
-    AdmittedJob, AdmittedJobs, AuditEvents, Outcome, Outcomes, Policies, Tenant, TenantPolicy, TopicName,
-    TopicNames,
+    AdmittedJob, AdmittedJobs, AuditEvents, Authority, Outcome, Outcomes, Policies, Tenant, TenantPolicy,
+    TopicName, TopicNames,
 };
 use serde::{Deserialize, Serialize};
 use tokio::{
@@ -19,7 +19,7 @@ use topics::{
 };
 
 use crate::{
-    Decision, GroupOf, InForce, Received, decide,
+    Decision, GroupOf, InForce, Permissions, Received, decide,
     identity::{Identity, without_token},
     look::{keep_looking, moment},
     metric_names,
@@ -52,12 +52,14 @@ pub struct Service {
     topics: Arc<dyn Topics>,
     policies: watch::Receiver<Arc<Policies>>,
     identity: watch::Receiver<Arc<Identity>>,
+    authority: watch::Receiver<Arc<dyn Authority>>,
     processors: GroupOf,
     audited: bool,
 }
 
 impl Service {
-    /// Decides on the jobs in `topics`, on each chunk of them by the `policies` and the `identity` of that moment. Whoever
+    /// Decides on the jobs in `topics`, on each chunk of them by the `policies`, the `identity` and the `authority` of that
+    /// moment. Whoever
     /// sends other policies has made [their topics](Service::topic_specs) before. What tenants have spent and have waiting it
     /// knows from where the groups of `processors` stand.
     pub fn new(
@@ -65,6 +67,7 @@ impl Service {
         topics: Arc<dyn Topics>,
         policies: watch::Receiver<Arc<Policies>>,
         identity: watch::Receiver<Arc<Identity>>,
+        authority: watch::Receiver<Arc<dyn Authority>>,
         processors: GroupOf,
     ) -> Self {
         Self {
@@ -72,6 +75,7 @@ impl Service {
             topics,
             policies,
             identity,
+            authority,
             processors,
             audited: true,
         }
@@ -153,6 +157,8 @@ impl Service {
         let mut in_force = Arc::clone(&policies.borrow_and_update());
         self.topics.ensure(&Self::topic_specs(&in_force)).await?;
         let subscription = Self::subscription(&in_force);
+        let mut authority = self.authority.clone();
+        let mut permissions = Permissions::of(Arc::clone(&authority.borrow_and_update()));
         let mut quotas = Quotas::default();
         let first = moment(self.topics.as_ref(), Arc::clone(&in_force), &self.processors).await?;
         quotas.looked(Arc::clone(&first.ledger));
@@ -188,8 +194,14 @@ impl Service {
                 }
                 Ok(()) = moments.changed() => {
                     let moment = moments.borrow_and_update().clone();
+                    if !Arc::ptr_eq(&in_force, &moment.policies) {
+                        permissions.forget();
+                    }
                     in_force = moment.policies;
                     quotas.looked(moment.ledger);
+                }
+                Ok(()) = authority.changed() => {
+                    permissions = Permissions::of(Arc::clone(&authority.borrow_and_update()));
                 }
                 event = reader.next(), if !full => match event? {
                     Event::Assigned(partitions) => tracing::info!(?partitions, "partitions assigned"),
@@ -199,7 +211,8 @@ impl Service {
                     }
                     Event::Records(chunk) => {
                         let identity = Arc::clone(&self.identity.borrow());
-                        let (appends, tally) = Self::decide_chunk(&in_force, &identity, &mut quotas, &chunk);
+                        let (appends, tally) =
+                            Self::decide_chunk(&in_force, &identity, &permissions, &mut quotas, &chunk);
                         gathered.add(appends, tally, &chunk);
                         if gathered.is_full(&self.config) && commits.is_idle() {
                             commit_began = Instant::now();
@@ -227,6 +240,7 @@ impl Service {
     fn decide_chunk(
         policies: &Policies,
         identity: &Identity,
+        permissions: &Permissions,
         quotas: &mut Quotas,
         chunk: &Chunk,
     ) -> (Vec<Append>, Tally) {
@@ -240,11 +254,12 @@ impl Service {
             let in_force = InForce {
                 policies,
                 identity,
+                permissions,
                 quotas,
             };
-            let decision = decide(Received { source, record }, in_force, now_ms);
-            tally.add(record.offset, &decision);
-            match decision {
+            let decided = decide(Received { source, record }, in_force, now_ms);
+            tally.add(record.offset, &decided);
+            match decided.decision {
                 Decision::Admit(job) => {
                     let policy = &policies.tenants[&job.tenant];
                     let priority = job.priority.unwrap_or_default();
@@ -376,6 +391,7 @@ async fn wait_until(due: Option<Instant>) {
 
 #[cfg(test)]
 mod tests {
+    use authority::AccessPolicies;
     use rust_decimal::Decimal;
     use schemas::{ModelName, ModelTerms, Record as _, Task, TopicId, TopicNames};
     use topics::{Assignment, Header, Record, TopicRef};
@@ -395,6 +411,18 @@ mod tests {
             input_bytes_max: 1_000,
             currency: "USD".to_owned(),
         }
+    }
+
+    fn decide_chunk(chunk: &Chunk) -> (Vec<Append>, Tally) {
+        let permissions = Permissions::of(Arc::new(AccessPolicies::built_in()));
+        let mut quotas = Quotas::default();
+        Service::decide_chunk(
+            &policies(),
+            &Identity::nowhere(),
+            &permissions,
+            &mut quotas,
+            chunk,
+        )
     }
 
     #[test]
@@ -420,8 +448,7 @@ mod tests {
             assignment: Assignment(0),
             records: vec![record],
         };
-        let (appends, _) =
-            Service::decide_chunk(&policies(), &Identity::nowhere(), &mut Quotas::default(), &chunk);
+        let (appends, _) = decide_chunk(&chunk);
         let kept: Vec<&str> = appends[0]
             .headers
             .iter()
@@ -463,8 +490,7 @@ mod tests {
             records: records.collect(),
         };
         let began_ms = chrono::Utc::now().timestamp_millis();
-        let (appends, _) =
-            Service::decide_chunk(&policies(), &Identity::nowhere(), &mut Quotas::default(), &chunk);
+        let (appends, _) = decide_chunk(&chunk);
         let ended_ms = chrono::Utc::now().timestamp_millis();
         assert_eq!(appends.len(), 4, "jobs share a record, and so do rejections");
         for append in appends {
@@ -497,8 +523,7 @@ mod tests {
                     assignment: Assignment(0),
                     records: vec![record],
                 };
-                let (appends, tally) =
-                    Service::decide_chunk(&policies(), &Identity::nowhere(), &mut Quotas::default(), &chunk);
+                let (appends, tally) = decide_chunk(&chunk);
                 gathered.add(appends, tally, &chunk);
             }
             gathered

@@ -1,13 +1,13 @@
 //! What was decided, counted by class: for the metrics, and for the audit of a commit.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use schemas::{Actor, AuditEvent, ModelName, Operation, Origins, ReasonCode, Tenant};
 use topics::Partition;
 
-use crate::{Decision, metric_names};
+use crate::{Decided, Decision, metric_names};
 
-/// So many attempts to be somebody else are told one by one of a commit and a partition, with what was wrong. Who makes
+/// So many attempts to be somebody else, or to do what he may not, are told one by one of a commit and a partition, with what was wrong. Who makes
 /// more of them makes them by the thousand, and the audit must not grow by what somebody refused can send: the rest is
 /// counted in its class.
 pub const ATTEMPTS_TOLD_MAX: usize = 16;
@@ -25,11 +25,13 @@ pub struct Tally {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Class {
     tenant: Tenant,
-    decided: Decided,
+    fate: Fate,
+    /// The access policies that decided.
+    by: Option<Arc<str>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-enum Decided {
+enum Fate {
     Admitted(ModelName),
     Rejected(ReasonCode),
     DeadLetter,
@@ -43,7 +45,7 @@ struct Stretch {
     last_offset: i64,
 }
 
-/// An attempt to be somebody else.
+/// An attempt to be somebody else, or to do what he may not.
 #[derive(Debug)]
 struct Attempt {
     class: Class,
@@ -53,10 +55,10 @@ struct Attempt {
 
 impl Tally {
     /// Counts the decision on the record at `offset`.
-    pub fn add(&mut self, offset: i64, decision: &Decision) {
-        let class = Class::of(decision);
-        if let Decision::Reject(outcome) = decision
-            && class.decided.is_attempt()
+    pub fn add(&mut self, offset: i64, decided: &Decided) {
+        let class = Class::of(decided);
+        if let Decision::Reject(outcome) = &decided.decision
+            && class.fate.is_attempt()
             && self.attempts.len() < ATTEMPTS_TOLD_MAX
         {
             let reason = outcome.row.verdict.reason().expect("a rejection has its reason");
@@ -91,15 +93,15 @@ impl Tally {
 
     /// Adds it to the metrics: looking a metric up for each record would cost as much as deciding on it.
     pub(crate) fn measure(&self) {
-        for (Class { tenant, decided }, Stretch { count, .. }) in &self.classes {
-            let word = match decided {
-                Decided::Admitted(_) => "admitted",
-                Decided::Rejected(code) => {
+        for (Class { tenant, fate, .. }, Stretch { count, .. }) in &self.classes {
+            let word = match fate {
+                Fate::Admitted(_) => "admitted",
+                Fate::Rejected(code) => {
                     metrics::counter!(metric_names::REJECTED, "tenant" => tenant.to_string(), "reason_code" => code.as_str())
                         .increment(*count);
                     "rejected"
                 }
-                Decided::DeadLetter => {
+                Fate::DeadLetter => {
                     metrics::counter!(metric_names::DEAD_LETTERS).increment(*count);
                     continue;
                 }
@@ -139,23 +141,19 @@ impl Tally {
 }
 
 impl Class {
-    fn of(decision: &Decision) -> Self {
-        match decision {
-            Decision::Admit(job) => Self {
-                tenant: job.tenant.clone(),
-                decided: Decided::Admitted(job.model.clone()),
-            },
+    fn of(Decided { decision, by }: &Decided) -> Self {
+        let (tenant, fate) = match decision {
+            Decision::Admit(job) => (job.tenant.clone(), Fate::Admitted(job.model.clone())),
             Decision::Reject(outcome) => {
                 let reason = outcome.row.verdict.reason().expect("a rejection has its reason");
-                Self {
-                    tenant: outcome.common.tenant.clone(),
-                    decided: Decided::Rejected(reason.code),
-                }
+                (outcome.common.tenant.clone(), Fate::Rejected(reason.code))
             }
-            Decision::DeadLetter(_) => Self {
-                tenant: Tenant::unclaimed(),
-                decided: Decided::DeadLetter,
-            },
+            Decision::DeadLetter(_) => (Tenant::unclaimed(), Fate::DeadLetter),
+        };
+        Self {
+            tenant,
+            fate,
+            by: by.clone(),
         }
     }
 
@@ -165,10 +163,10 @@ impl Class {
             first_offset,
             last_offset,
         } = stretch;
-        let (model, refused) = match &self.decided {
-            Decided::Admitted(model) => (Some(model.clone()), None),
-            Decided::Rejected(code) => (None, Some(code.as_str())),
-            Decided::DeadLetter => (None, Some(NO_JOB)),
+        let (model, refused) = match &self.fate {
+            Fate::Admitted(model) => (Some(model.clone()), None),
+            Fate::Rejected(code) => (None, Some(code.as_str())),
+            Fate::DeadLetter => (None, Some(NO_JOB)),
         };
         AuditEvent {
             time_ms,
@@ -179,7 +177,7 @@ impl Class {
             count,
             refused: refused.map(str::to_owned),
             detail: None,
-            policy: None,
+            policy: self.by.as_deref().map(str::to_owned),
             model,
             origins: Some(Origins {
                 topic: source.topic.name.clone(),
@@ -192,8 +190,8 @@ impl Class {
     }
 }
 
-impl Decided {
-    /// Whether somebody may have tried to be somebody else: then it is told with what was wrong.
+impl Fate {
+    /// Whether somebody may have tried to be somebody else, or to do what he may not: then it is told with what was wrong.
     fn is_attempt(&self) -> bool {
         let Self::Rejected(code) = self else { return false };
         matches!(
@@ -204,14 +202,14 @@ impl Decided {
                 | ReasonCode::TokenMissing
                 | ReasonCode::TokenInvalid
                 | ReasonCode::TokenExpired
+                | ReasonCode::NotPermitted
         )
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
+    use authority::AccessPolicies;
     use proptest::prelude::*;
     use rust_decimal::Decimal;
     use schemas::{
@@ -220,7 +218,7 @@ mod tests {
     use topics::{Record, TopicRef};
 
     use super::*;
-    use crate::{InForce, Received, decide, identity::Identity, quota::Quotas};
+    use crate::{InForce, Permissions, Received, decide, identity::Identity, quota::Quotas};
 
     const VALUES: [&str; 5] = [
         r#"{"id":"a","tenant":"acme","model":"minilm","input":"x"}"#,
@@ -261,6 +259,7 @@ mod tests {
     /// The events of records with these values, which came in chunks of `chunk` records.
     fn events(values: &[usize], chunk: usize) -> Vec<AuditEvent> {
         let (policies, source) = (policies(), source());
+        let permissions = Permissions::of(Arc::new(AccessPolicies::built_in()));
         let mut whole = Tally::default();
         let records: Vec<_> = (100..).zip(values).collect();
         for records in records.chunks(chunk) {
@@ -281,6 +280,7 @@ mod tests {
                 let in_force = InForce {
                     policies: &policies,
                     identity: &Identity::nowhere(),
+                    permissions: &permissions,
                     quotas: &Quotas::default(),
                 };
                 tally.add(*offset, &decide(received, in_force, 0));

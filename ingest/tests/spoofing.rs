@@ -20,15 +20,16 @@ use std::{
     sync::{Arc, LazyLock},
 };
 
+use authority::{AccessPolicies, DEFAULT};
 use ingest::{
-    Decision, InForce, Received, Tally, decide,
+    Decided, Decision, InForce, Permissions, Received, Tally, decide,
     identity::{Config, Identity, Keys, Required},
     quota::Quotas,
 };
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header as TokenHeader, jwk::Jwk};
 use schemas::{
-    AuditEvent, AuditEvents, ModelName, ModelTerms, Outcome, Outcomes, Policies, ReasonCode, Record as _,
-    Task, Tenant, TenantPolicy, TopicId, TopicName, TopicNames, Verdict,
+    AuditEvent, AuditEvents, ModelName, ModelTerms, Outcome, Outcomes, Policies, Priority, ReasonCode,
+    Record as _, Task, Tenant, TenantPolicy, TopicId, TopicName, TopicNames, Verdict,
 };
 use serde_json::{Value, json};
 use topics::{Header, Partition, Record, TopicRef};
@@ -100,15 +101,19 @@ fn jwks(signers: &[Signer]) -> String {
 }
 
 fn identity_of(required: Required, keys: &str) -> Identity {
-    let config = Config {
+    Identity::new(&config_of(required), Keys::read(keys).unwrap())
+}
+
+fn config_of(required: Required) -> Config {
+    Config {
         required,
         keys: None,
         issuer: Some("https://login.example".to_owned()),
         audience: Some("tributary".to_owned()),
         tenant_claim: "tenant".to_owned(),
+        roles_claim: None,
         leeway_s: LEEWAY_S as u32,
-    };
-    Identity::new(&config, Keys::read(keys).unwrap())
+    }
 }
 
 static NOWHERE: LazyLock<Identity> = LazyLock::new(Identity::nowhere);
@@ -158,7 +163,11 @@ fn policies() -> Policies {
         task: Task::Embed,
         price_per_device_second: "0.0001".parse().unwrap(),
     };
-    let tenants = ["acme", "globex"].map(|name| (Tenant::new(name).unwrap(), TenantPolicy::default()));
+    let policy = TenantPolicy {
+        priority_max: Priority::High,
+        ..TenantPolicy::default()
+    };
+    let tenants = ["acme", "globex"].map(|name| (Tenant::new(name).unwrap(), policy.clone()));
     Policies {
         topics: TopicNames::new(&TopicName::new("jobs").unwrap(), "tributary.").unwrap(),
         tenants: tenants.into(),
@@ -196,7 +205,12 @@ fn record(job: &Value, headers: Vec<Header>) -> Record {
     }
 }
 
-fn decided(identity: &Identity, topic: &str, record: &Record) -> Decision {
+fn decided(identity: &Identity, topic: &str, record: &Record) -> Decided {
+    decided_under(DEFAULT, identity, topic, record)
+}
+
+/// As of these access policies.
+fn decided_under(access: &str, identity: &Identity, topic: &str, record: &Record) -> Decided {
     let topic = TopicRef {
         name: TopicName::new(topic).unwrap(),
         id: TopicId::from_bytes([7; 16]),
@@ -208,16 +222,17 @@ fn decided(identity: &Identity, topic: &str, record: &Record) -> Decision {
     let in_force = InForce {
         policies: &policies(),
         identity,
+        permissions: &Permissions::of(Arc::new(AccessPolicies::read(access).unwrap())),
         quotas: &Quotas::default(),
     };
     decide(Received { source, record }, in_force, NOW_MS)
 }
 
 /// What is rejected, which the audit knows too.
-fn rejection(decision: Decision) -> (Outcome<'static>, ReasonCode, String) {
-    let event = audited(&decision);
-    let Decision::Reject(outcome) = decision else {
-        panic!("not rejected: {decision:?}")
+fn rejection(decided: Decided) -> (Outcome<'static>, ReasonCode, String) {
+    let event = audited(&decided);
+    let Decision::Reject(outcome) = decided.decision else {
+        panic!("not rejected: {decided:?}")
     };
     let Verdict::Rejected(reason) = outcome.row.verdict.clone() else {
         panic!("{outcome:?}")
@@ -231,7 +246,7 @@ fn rejection(decision: Decision) -> (Outcome<'static>, ReasonCode, String) {
 }
 
 /// The one event that the audit has of a decision.
-fn audited(decision: &Decision) -> AuditEvent {
+fn audited(decided: &Decided) -> AuditEvent {
     let topic = TopicRef {
         name: TopicName::new("jobs").unwrap(),
         id: TopicId::from_bytes([7; 16]),
@@ -241,15 +256,15 @@ fn audited(decision: &Decision) -> AuditEvent {
         index: 1,
     };
     let mut tally = Tally::default();
-    tally.add(42, decision);
+    tally.add(42, decided);
     let mut events = tally.events(&source, NOW_MS);
     assert_eq!(events.len(), 1, "{events:?}");
     events.remove(0)
 }
 
 /// Whose job it is, and where it goes from here.
-fn admitted(decision: Decision) -> String {
-    match decision {
+fn admitted(decided: Decided) -> String {
+    match decided.decision {
         Decision::Admit(job) => job.tenant.to_string(),
         other => panic!("not admitted: {other:?}"),
     }
@@ -494,7 +509,7 @@ fn on_the_shared_topic_a_claim_that_is_no_tenant_is_nobodys() {
 fn what_is_no_name_of_a_tenant_stays_in_its_column() {
     let path = "../../costs/tenant=globex/x";
     let named = record(&job(&json!({"id": path, "tenant": "acme"})), Vec::new());
-    let Decision::Admit(admitted_job) = decided(&NOWHERE, "jobs", &named) else {
+    let Decision::Admit(admitted_job) = decided(&NOWHERE, "jobs", &named).decision else {
         panic!("any text without control characters is an id")
     };
     assert_eq!(
@@ -538,7 +553,7 @@ fn headers_and_keys_name_nobody_and_choose_no_partition() {
     spoofed.headers.push(Header::text("ce_source", "/tenants/globex"));
     let plain = record(&tagged("acme"), Vec::new());
     let [Decision::Admit(spoofed), Decision::Admit(plain)] =
-        [spoofed, plain].map(|record| decided(&NOWHERE, "jobs", &record))
+        [spoofed, plain].map(|record| decided(&NOWHERE, "jobs", &record).decision)
     else {
         panic!("not admitted")
     };
@@ -955,9 +970,9 @@ fn a_token_is_good_until_its_end_and_the_leeway() {
         ("nbf", LEEWAY_S + 1, false),
     ] {
         let token = token_with(claim, json!(NOW_S + seconds));
-        let decision = decided(&SHARED, "jobs", &record(&tagged("acme"), bearer(&token)));
+        let decided = decided(&SHARED, "jobs", &record(&tagged("acme"), bearer(&token)));
         assert_eq!(
-            matches!(decision, Decision::Admit(_)),
+            matches!(decided.decision, Decision::Admit(_)),
             is_good,
             "`{claim}` {seconds} s from now"
         );
@@ -1002,8 +1017,13 @@ fn keys_rotate_side_by_side_and_a_key_that_is_taken_out_is_good_no_more() {
         (&new, Signer::Ec, true),
         (&new, Signer::Ed, false),
     ] {
-        let decision = decided(identity, "jobs", &job(signer));
-        assert_eq!(matches!(decision, Decision::Admit(_)), is_good, "{}", signer.id());
+        let decided = decided(identity, "jobs", &job(signer));
+        assert_eq!(
+            matches!(decided.decision, Decision::Admit(_)),
+            is_good,
+            "{}",
+            signer.id()
+        );
     }
 }
 
@@ -1018,7 +1038,7 @@ fn a_key_in_pem_has_no_name_and_takes_any_kid_but_one_algorithm() {
         let identity = identity_of(Required::Shared, pem);
         for (signed, signer) in Signer::TRUSTED.into_iter().enumerate() {
             let record = record(&tagged("acme"), bearer(&signer.signs(&claims_of("acme"))));
-            let is_good = matches!(decided(&identity, "jobs", &record), Decision::Admit(_));
+            let is_good = matches!(decided(&identity, "jobs", &record).decision, Decision::Admit(_));
             assert_eq!(is_good, own == signed, "a token of {}", signer.id());
         }
     }
@@ -1075,4 +1095,188 @@ fn what_holds_no_public_key_is_refused_with_the_reason() {
         3,
         "an unknown kind is passed over"
     );
+}
+
+/// A token of somebody with roles, where tokens tell of them.
+fn token_of_user(tenant: Value, roles: Value) -> String {
+    let mut claims = claims_with("tenant", tenant);
+    claims["sub"] = json!("ada");
+    if !roles.is_null() {
+        claims["roles"] = roles;
+    }
+    Signer::Ed.signs(&claims)
+}
+
+static ROLES: LazyLock<Identity> = LazyLock::new(|| {
+    let config = Config {
+        roles_claim: Some("roles".to_owned()),
+        ..config_of(Required::Everywhere)
+    };
+    Identity::new(&config, Keys::read(&jwks(&Signer::TRUSTED)).unwrap())
+});
+
+#[test]
+fn where_tokens_tell_of_roles_only_a_submitter_has_jobs_run_and_only_those_of_its_tenant() {
+    use ReasonCode::{NotPermitted, TenantMismatch, TokenInvalid};
+    for roles in [
+        json!(["submitter"]),
+        json!(["admin", "submitter", "reader"]),
+        json!("openid submitter"),
+    ] {
+        for topic in ["jobs", "jobs.acme"] {
+            let token = token_of_user(json!("acme"), roles.clone());
+            let decided = decided(&ROLES, topic, &record(&tagged("acme"), bearer(&token)));
+            assert_eq!(
+                decided.by.as_deref(),
+                Some("a-submitter-submits-its-tenants-jobs"),
+                "{roles}"
+            );
+            assert_eq!(audited(&decided).policy.as_deref(), decided.by.as_deref());
+            assert_eq!(admitted(decided), "acme");
+        }
+    }
+    let with = |what, job, tenant: Value, roles, owner, code| Attempt {
+        what,
+        identity: &ROLES,
+        topic: "jobs",
+        job,
+        headers: bearer(&token_of_user(tenant, roles)),
+        owner,
+        code,
+    };
+    let of_acme = |what, roles, owner, code| with(what, tagged("acme"), json!("acme"), roles, owner, code);
+    refuse_all(vec![
+        of_acme("no claim of roles", Value::Null, "acme", NotPermitted),
+        of_acme("no role", json!([]), "acme", NotPermitted),
+        of_acme(
+            "other roles",
+            json!(["reader", "finance", "auditor"]),
+            "acme",
+            NotPermitted,
+        ),
+        of_acme("the role of the house", json!(["operator"]), "acme", NotPermitted),
+        of_acme("a role in upper case", json!(["Submitter"]), "acme", NotPermitted),
+        of_acme("a role with a space", json!([" submitter"]), "acme", NotPermitted),
+        of_acme(
+            "a role that only begins alike",
+            json!("submitters"),
+            "acme",
+            NotPermitted,
+        ),
+        of_acme("a look-alike role", json!(["ѕubmitter"]), "acme", NotPermitted),
+        of_acme(
+            "a role by its name in Cedar",
+            json!("Role::\"submitter\""),
+            "acme",
+            NotPermitted,
+        ),
+        of_acme("a role that is a number", json!(7), "unclaimed", TokenInvalid),
+        of_acme(
+            "a role in a list that is none",
+            json!(["submitter", 7]),
+            "unclaimed",
+            TokenInvalid,
+        ),
+        of_acme(
+            "roles as a table",
+            json!({"submitter": true}),
+            "unclaimed",
+            TokenInvalid,
+        ),
+        with(
+            "a submitter of another tenant",
+            tagged("acme"),
+            json!("globex"),
+            json!(["submitter"]),
+            "globex",
+            TenantMismatch,
+        ),
+        with(
+            "a submitter of no tenant",
+            tagged("acme"),
+            Value::Null,
+            json!(["submitter", "operator"]),
+            "unclaimed",
+            TokenInvalid,
+        ),
+    ]);
+}
+
+#[test]
+fn a_name_in_a_token_is_a_name_and_no_policy() {
+    let forbid = "@id(\"not-ada\") forbid (principal == User::\"ada\", action, resource);";
+    let access = format!("{DEFAULT}{forbid}");
+    let sent_by = |name: &str| {
+        let mut claims = claims_of("acme");
+        claims["sub"] = json!(name);
+        claims["roles"] = json!("submitter");
+        let record = record(&tagged("acme"), bearer(&Signer::Ed.signs(&claims)));
+        decided_under(&access, &ROLES, "jobs", &record)
+    };
+    for name in ["ada\" || true", "Ada", "User::\"ada\"", "ada\0", "", "acme"] {
+        assert_eq!(admitted(sent_by(name)), "acme", "`{name}`");
+    }
+    let refused = sent_by("ada");
+    assert_eq!(audited(&refused).policy.as_deref(), Some("not-ada"));
+    let (outcome, code, message) = rejection(refused);
+    assert_eq!(
+        (outcome.common.tenant.as_str(), code),
+        ("acme", ReasonCode::NotPermitted)
+    );
+    assert_eq!(
+        message,
+        "`ada` of tenant `acme`, in the role of submitter, may not have such a job run on `minilm`: policy `not-ada` forbids it"
+    );
+}
+
+#[test]
+fn a_policy_can_take_a_tenants_word_for_nothing() {
+    let forbid = "@id(\"prove-it\") forbid (principal == Tenant::\"acme\", action == Action::\"submit\", resource) \
+                  when { context.door == Door::\"shared\" && !context.has_token };";
+    let access = format!("{DEFAULT}{forbid}");
+    let sent = |identity: &Identity, topic: &str, headers| {
+        decided_under(&access, identity, topic, &record(&tagged("acme"), headers))
+    };
+    assert_eq!(
+        rejection(sent(&NOWHERE, "jobs", Vec::new())).1,
+        ReasonCode::NotPermitted
+    );
+    assert_eq!(admitted(sent(&NOWHERE, "jobs.acme", Vec::new())), "acme");
+    assert_eq!(admitted(sent(&SHARED, "jobs", bearer(&token_of("acme")))), "acme");
+}
+
+#[test]
+fn an_answer_of_the_policies_is_not_taken_for_another_question() {
+    let forbid = "@id(\"not-so-fast\") forbid (principal, action == Action::\"submit\", resource) \
+                  when { context.priority == Priority::\"high\" && principal == Tenant::\"acme\" };";
+    let permissions = Permissions::of(Arc::new(
+        AccessPolicies::read(&format!("{DEFAULT}{forbid}")).unwrap(),
+    ));
+    let topic = TopicRef {
+        name: TopicName::new("jobs").unwrap(),
+        id: TopicId::from_bytes([7; 16]),
+    };
+    let source = &Partition {
+        topic: Arc::new(topic),
+        index: 1,
+    };
+    let in_force = InForce {
+        policies: &policies(),
+        identity: &NOWHERE,
+        permissions: &permissions,
+        quotas: &Quotas::default(),
+    };
+    for _ in 0..2 {
+        for (tenant, priority, may) in [
+            ("acme", "normal", true),
+            ("acme", "high", false),
+            ("globex", "high", true),
+            ("acme", "low", true),
+        ] {
+            let record = &record(&job(&json!({"tenant": tenant, "priority": priority})), Vec::new());
+            let decided = decide(Received { source, record }, in_force, NOW_MS);
+            let is_admitted = matches!(decided.decision, Decision::Admit(_));
+            assert_eq!(is_admitted, may, "{tenant} {priority}");
+        }
+    }
 }

@@ -6,11 +6,14 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use schemas::{Actor, AuditEvent, AuditEvents, Operation, Record as _, TopicName, TopicNames};
+use schemas::{
+    Action, Actor, AuditEvent, AuditEvents, Operation, ReasonCode, Record as _, TopicName, TopicNames,
+};
 use tokio_util::sync::CancellationToken;
 use topics::{Append, Appender, Topics};
 
 use crate::{
+    access,
     cli::{AuditCommand, print},
     config::Config,
     followed_file::looks,
@@ -24,6 +27,7 @@ pub(crate) const REFUSED: &str = "refused";
 
 /// Verifies the audit and prints the report.
 pub(crate) async fn run(config: &Config, command: &AuditCommand) -> anyhow::Result<ExitCode> {
+    access::permit(config, Action::VerifyAudit)?;
     let AuditCommand::Verify { lake, noted } = command;
     let url = lake.as_ref().unwrap_or(&config.sink.url);
     let report = sink::verify_audit(url, &config.sink.options, noted).await?;
@@ -47,8 +51,8 @@ pub(crate) struct Auditor {
 #[derive(Debug, Default)]
 struct Told {
     events: Vec<AuditEvent>,
-    /// Those that were too many.
-    rest: BTreeMap<(Operation, Option<String>), AuditEvent>,
+    /// Those that were too many, of each operation that was refused for the same reason by the same policies.
+    rest: BTreeMap<(Operation, Option<String>, Option<String>), AuditEvent>,
 }
 
 impl Auditor {
@@ -68,11 +72,19 @@ impl Auditor {
         });
     }
 
-    /// Something that was asked for by nobody knows whom.
-    pub(crate) fn tell_of_stranger(&self, operation: Operation, source: &str, refused: &str, detail: String) {
+    /// A request from `source` that was refused.
+    pub(crate) fn tell_of_request(&self, source: &str, request: RefusedRequest) {
+        let RefusedRequest {
+            operation,
+            actor,
+            code,
+            detail,
+            policy,
+        } = request;
         self.take(AuditEvent {
-            refused: Some(refused.to_owned()),
-            ..event(operation, Actor::Unknown, source, detail)
+            refused: Some(code.as_str().to_owned()),
+            policy,
+            ..event(operation, actor, source, detail)
         });
     }
 
@@ -116,15 +128,30 @@ impl Auditor {
     }
 }
 
+/// A request over HTTP that was refused as a whole.
+pub(crate) struct RefusedRequest {
+    pub(crate) operation: Operation,
+    pub(crate) actor: Actor,
+    pub(crate) code: ReasonCode,
+    pub(crate) detail: String,
+    /// The access policies that forbid it.
+    pub(crate) policy: Option<String>,
+}
+
 impl Told {
     fn take(&mut self, event: AuditEvent) {
         if self.events.len() < EVENTS_TOLD_MAX {
             self.events.push(event);
             return;
         }
-        let class = (event.operation, event.refused.clone());
+        let class = (event.operation, event.refused.clone(), event.policy.clone());
         match self.rest.get_mut(&class) {
-            Some(same) => same.count += event.count,
+            Some(same) => {
+                same.count += event.count;
+                if same.actor != event.actor {
+                    same.actor = Actor::Unknown;
+                }
+            }
             None => drop(self.rest.insert(
                 class,
                 AuditEvent {
@@ -168,18 +195,46 @@ pub(crate) fn appends(topic: &TopicName, events: Vec<AuditEvent>) -> Vec<Append>
     AuditEvents::pack(events).into_iter().map(append).collect()
 }
 
-/// What somebody did with a command of this machine; none where nothing is audited.
-pub(crate) fn of_command(config: &Config, operation: Operation, count: usize, detail: String) -> Vec<Append> {
+/// The name that the machine gives to whoever gives a command: its word, and no proof.
+pub(crate) fn user() -> Option<String> {
+    let user = std::env::var("USER").or_else(|_| std::env::var("LOGNAME"));
+    user.ok()
+}
+
+/// What somebody did with a command of this machine, as `policy` lets him.
+pub(crate) fn of_command(operation: Operation, detail: String, policy: Option<String>) -> AuditEvent {
+    let actor = user().map_or(Actor::Unknown, Actor::User);
+    AuditEvent {
+        policy,
+        ..event(operation, actor, "command", detail)
+    }
+}
+
+/// What puts what a command did on the topic of the audit; nothing where nothing is audited.
+pub(crate) fn appends_of_command(config: &Config, event: AuditEvent) -> Vec<Append> {
     if !config.audit.enabled {
         return Vec::new();
     }
-    let user = std::env::var("USER").or_else(|_| std::env::var("LOGNAME"));
-    let actor = user.map_or(Actor::Unknown, Actor::User);
-    let event = AuditEvent {
-        count: count as u64,
-        ..event(operation, actor, "command", detail)
-    };
     appends(&config.topics.names().audit(), vec![event])
+}
+
+/// Puts `event` on the topic of the audit by itself, where something is audited.
+pub(crate) async fn append_at_once(
+    config: &Config,
+    topics: &dyn Topics,
+    event: AuditEvent,
+) -> anyhow::Result<()> {
+    let appends = appends_of_command(config, event);
+    if appends.is_empty() {
+        return Ok(());
+    }
+    topics
+        .ensure(&[ingest::Service::audit_spec(&config.topics.names())])
+        .await?;
+    for appended in topics.appender().await?.append(appends).await {
+        appended?;
+    }
+    Ok(())
 }
 
 fn event(operation: Operation, actor: Actor, source: &str, detail: String) -> AuditEvent {
@@ -209,15 +264,24 @@ mod tests {
     fn of_many_events_in_a_second_some_are_told_and_the_others_are_counted() {
         let auditor = Auditor::of("ingest-0".to_owned());
         for number in 0..1_000 {
-            let code = if number % 2 == 0 {
-                "token_missing"
-            } else {
-                "token_expired"
+            let (code, policy) = match number % 3 {
+                0 => (ReasonCode::TokenMissing, None),
+                1 => (ReasonCode::NotPermitted, None),
+                _ => (ReasonCode::NotPermitted, Some("known-people-only".to_owned())),
             };
-            auditor.tell_of_stranger(Operation::RequestJobs, "203.0.113.7", code, number.to_string());
+            let request = RefusedRequest {
+                operation: Operation::RequestJobs,
+                actor: Actor::User(number.to_string()),
+                code,
+                detail: number.to_string(),
+                policy,
+            };
+            auditor.tell_of_request("203.0.113.7", request);
         }
         let events = auditor.told();
-        assert_eq!(events.len(), EVENTS_TOLD_MAX + 2);
+        let (told, rest) = events.split_at(EVENTS_TOLD_MAX);
+        assert!(told.iter().all(|event| event.actor != Actor::Unknown));
+        assert!(rest.len() == 3 && rest.iter().all(|event| event.actor == Actor::Unknown));
         assert_eq!(events.iter().map(|event| event.count).sum::<u64>(), 1_000);
         assert!(auditor.told().is_empty(), "they are told once");
     }

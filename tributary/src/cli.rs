@@ -57,6 +57,12 @@ pub(crate) enum Command {
     /// that all instances follow, which `apply` writes to.
     #[command(subcommand)]
     Tenants(TenantsCommand),
+    /// Show, check or test the access policies: who may do what
+    ///
+    /// Policies are written in Cedar (https://docs.cedarpolicy.com). Those in force stand in the file of
+    /// `authority.policies`, or are built in.
+    #[command(subcommand)]
+    Policy(PolicyCommand),
     /// Replay the jobs of a lake under other tenants, and say what each tenant would have waited and paid
     ///
     /// The jobs come when they came, each takes the device for as long as it did, and the turns are given out by what gives
@@ -181,6 +187,36 @@ pub(crate) enum TenantsCommand {
     },
     /// Print the tenants in force, as a tenants file
     Show(ShowArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PolicyCommand {
+    /// Print the policies in force
+    Show {
+        /// Print instead the schema that they are held to: the words that a policy may use
+        #[arg(long)]
+        schema: bool,
+    },
+    /// Hold a policy file to the schema
+    ///
+    /// Exits with 1 where it has a mistake, and names its line.
+    Check {
+        /// The policy file; left out: the policies in force
+        #[arg(value_name = "FILE")]
+        file: Option<PathBuf>,
+    },
+    /// Ask the policies what a test file asks, and compare the answers
+    ///
+    /// The file has a table [[case]] a question; deploy/policies.test.toml is an example. Exits with 1 where an answer is
+    /// another than expected, and says which policies decided.
+    Test {
+        /// The test file
+        #[arg(value_name = "TESTS")]
+        tests: PathBuf,
+        /// The policy file; left out: the policies in force
+        #[arg(long, value_name = "FILE")]
+        policies: Option<PathBuf>,
+    },
 }
 
 #[derive(Debug, Args)]

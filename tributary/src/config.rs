@@ -15,7 +15,7 @@ use figment::{
 };
 use processor::model::ModelConfig;
 use rust_decimal::Decimal;
-use schemas::{ModelName, ModelTerms, Policies, Pool, Tenants, TopicName, TopicNames};
+use schemas::{ModelName, ModelTerms, Policies, Pool, Role, Tenants, TopicName, TopicNames};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::tenants;
@@ -42,6 +42,7 @@ pub(crate) struct Config {
     #[serde(default)]
     pub(crate) tenants: Tenants,
     pub(crate) identity: ingest::identity::Config,
+    pub(crate) authority: AuthoritySection,
     pub(crate) audit: AuditSection,
     pub(crate) ingest: ingest::Config,
     pub(crate) processor: ProcessorSection,
@@ -171,6 +172,16 @@ pub(crate) struct ProcessorSection {
     pub(crate) lane_bytes_max: usize,
     pub(crate) lanes_bytes_max: usize,
     pub(crate) attempts_path: PathBuf,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct AuthoritySection {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) policies: Option<PathBuf>,
+    pub(crate) command_roles: BTreeSet<Role>,
+    #[serde(default)]
+    pub(crate) users: BTreeMap<String, BTreeSet<Role>>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -438,6 +449,11 @@ fn check_price(setting: &str, price: Decimal) -> anyhow::Result<()> {
 /// The text of a file whose `kind` is told where it cannot be read.
 pub(crate) fn read(kind: &str, path: &Path) -> anyhow::Result<String> {
     std::fs::read_to_string(path).with_context(|| format!("{kind} `{}` cannot be read", path.display()))
+}
+
+/// The line of `text`, from 1, that has the byte at `offset`.
+pub(crate) fn line_at(text: &str, offset: usize) -> usize {
+    text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1
 }
 
 /// Says what is wrong with a setting, where it came from, and which known one is nearest to an unknown one.

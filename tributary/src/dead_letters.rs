@@ -8,11 +8,11 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
-use schemas::{Operation, TopicName};
+use schemas::{Action, AuditEvent, Operation, TopicName};
 use topics::{Append, DeadLetter, Event, Letter, Topics, replay_begins};
 
 use crate::{
-    audit,
+    access, audit,
     cli::{DeadLettersCommand, print},
     config::{Config, Delivery},
     pipeline::open_topics,
@@ -37,6 +37,14 @@ pub(crate) async fn run(config: &Config, command: &DeadLettersCommand) -> anyhow
     let mut config = config.clone();
     config.topics.instance = GROUP.to_owned();
     let topics = open_topics(&config, Delivery::Transactional)?;
+    let operation = Operation::ReplayDeadLetters;
+    let by = match command {
+        DeadLettersCommand::Replay { .. } => {
+            let action = Action::ReplayDeadLetters;
+            access::permit_change(&config, topics.as_ref(), action, operation).await?
+        }
+        _ => access::permit(&config, Action::ViewDeadLetters)?,
+    };
     match command {
         DeadLettersCommand::List { json } => list(&look(&topics, &names.dead_letters()).await?, *json),
         DeadLettersCommand::Show { offset, raw } => {
@@ -51,7 +59,11 @@ pub(crate) async fn run(config: &Config, command: &DeadLettersCommand) -> anyhow
             let is_of_jobs = |letter: &DeadLetter| names.door(&letter.topic).is_some();
             let audited = |offsets: &[i64]| {
                 let detail = told(offsets, &names.dead_letters());
-                audit::of_command(&config, Operation::ReplayDeadLetters, offsets.len(), detail)
+                let event = AuditEvent {
+                    count: offsets.len() as u64,
+                    ..audit::of_command(operation, detail, by.clone())
+                };
+                audit::appends_of_command(&config, event)
             };
             topics.ensure(&[ingest::Service::audit_spec(&names)]).await?;
             let count = replay(&topics, &names.dead_letters(), chosen, is_of_jobs, audited).await?;

@@ -5,16 +5,17 @@ use std::{path::Path, sync::Arc, time::Duration};
 use anyhow::Context;
 use bytes::Bytes;
 use indicatif::{ProgressBar, ProgressStyle};
-use ingest::identity::Identity;
 use schemas::Policies;
 use tokio::{sync::watch, task::JoinSet, time::interval};
 use tokio_util::sync::CancellationToken;
 use topics::{Append, Subscription, TopicPattern, Topics};
 
 use crate::{
+    access,
     cli::{DemoArgs, print},
     config::{Config, Delivery, TopicsKind},
     health::Health,
+    identity,
     pipeline::{InForce, Stage, job_topics, open_topics, run_stage},
     shutdown,
 };
@@ -60,10 +61,11 @@ pub(crate) async fn run(mut config: Config, args: DemoArgs) -> anyhow::Result<()
     let submitted = submit(topics.as_ref(), &policies, &jobs, began_at_ms).await?;
 
     let mut services = JoinSet::new();
-    // Its own jobs have no token, whatever is configured.
+    // Its own jobs have no token, and its tenants may, whatever is configured.
     let in_force = InForce {
         policies: watch::Sender::new(Arc::new(policies.clone())).subscribe(),
-        identity: watch::Sender::new(Arc::new(Identity::nowhere())).subscribe(),
+        identity: identity::nobody().in_force(),
+        authority: access::built_in().in_force(),
     };
     let config = Arc::new(config);
     for stage in [Stage::Ingest, Stage::Processor, Stage::Sink] {

@@ -1,11 +1,22 @@
-//! A file that is read again when it changes while services run.
+//! A file that is read again when it changes while services run, and the value that it says.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
-use tokio::time::{Interval, MissedTickBehavior, interval};
+use anyhow::Context;
+use schemas::Operation;
+use tokio::{
+    sync::watch,
+    time::{Interval, MissedTickBehavior, interval},
+};
+use tokio_util::sync::CancellationToken;
 use topics::offload;
 
 use crate::{
+    audit::{self, Auditor},
     config,
     file_watch::{FileWatch, Next, Stamp},
 };
@@ -68,5 +79,101 @@ impl FollowedFile {
 impl std::fmt::Display for FollowedFile {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}", self.path.display())
+    }
+}
+
+/// What a file says of something, kept in force while services run: a file that says it badly changes nothing.
+pub(crate) struct FollowedValue<T: ?Sized> {
+    /// None where it is fixed.
+    followed: Option<(FollowedFile, Subject<T>)>,
+    in_force: watch::Sender<Arc<T>>,
+    auditor: Auditor,
+}
+
+/// What a file is about.
+pub(crate) struct Subject<T: ?Sized> {
+    /// What the file is called in messages, such as `key file of identity.keys`.
+    pub(crate) file: &'static str,
+    /// What it says, such as `keys`.
+    pub(crate) values: &'static str,
+    /// What an instance does that goes by another.
+    pub(crate) operation: Operation,
+    /// Counts them, by `result`.
+    pub(crate) metric: &'static str,
+    pub(crate) read: Box<Reading<T>>,
+}
+
+/// The value that a text says, and in how many words it is told; or what is wrong with the text.
+type Reading<T> = dyn Fn(&str) -> Result<(Arc<T>, String), String> + Send;
+
+impl<T: ?Sized> FollowedValue<T> {
+    /// Reads the file for the first time.
+    ///
+    /// # Errors
+    /// Where it cannot be read, or says it badly.
+    pub(crate) fn open(subject: Subject<T>, path: &Path, auditor: Auditor) -> anyhow::Result<Self> {
+        let (file, text) = FollowedFile::open(subject.file, path.to_owned())?;
+        let (value, _) = (subject.read)(&text)
+            .map_err(anyhow::Error::msg)
+            .with_context(|| format!("{} `{file}`", subject.file))?;
+        Ok(Self {
+            followed: Some((file, subject)),
+            in_force: watch::Sender::new(value),
+            auditor,
+        })
+    }
+
+    /// Always `value`.
+    pub(crate) fn fixed(value: Arc<T>) -> Self {
+        Self {
+            followed: None,
+            in_force: watch::Sender::new(value),
+            auditor: Auditor::default(),
+        }
+    }
+
+    /// The value in force, now and from now on.
+    pub(crate) fn in_force(&self) -> watch::Receiver<Arc<T>> {
+        self.in_force.subscribe()
+    }
+
+    /// Looks again and again until `shutdown`.
+    pub(crate) async fn run(mut self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        let mut looks = looks();
+        let for_ever = async {
+            loop {
+                looks.tick().await;
+                self.look().await;
+            }
+        };
+        shutdown.run_until_cancelled(for_ever).await;
+        Ok(())
+    }
+
+    async fn look(&mut self) {
+        let Some((file, subject)) = &mut self.followed else {
+            return;
+        };
+        let Some(text) = file.look().await else { return };
+        let (source, values) = (file.to_string(), subject.values);
+        let result = match (subject.read)(&text) {
+            Ok((value, detail)) => {
+                self.in_force.send_replace(value);
+                tracing::info!(source, detail, "{values} changed");
+                self.auditor.tell(subject.operation, &source, None, detail);
+                "taken"
+            }
+            Err(problem) => {
+                tracing::error!(
+                    source,
+                    problem,
+                    "{values} refused as a whole: those in force stay so"
+                );
+                self.auditor
+                    .tell(subject.operation, &source, Some(audit::REFUSED), problem);
+                "refused"
+            }
+        };
+        metrics::counter!(subject.metric, "result" => result).increment(1);
     }
 }

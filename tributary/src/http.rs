@@ -13,11 +13,11 @@ use axum::{
 };
 use bytes::Bytes;
 use ingest::{
-    Answer, HttpDoor, bearer_of_request,
+    Answer, HttpDoor, asker_at_the_door, asker_of_request, count_refused,
     identity::{Identity, Refusal},
 };
 use metrics_exporter_prometheus::PrometheusHandle;
-use schemas::Operation;
+use schemas::{Action, Actor, Authority, Operation, Principal, ReasonCode, User};
 use serde_json::json;
 use tokio::{
     net::TcpListener,
@@ -26,7 +26,11 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{audit::Auditor, config::HttpSection, health::Health};
+use crate::{
+    audit::{Auditor, RefusedRequest},
+    config::HttpSection,
+    health::Health,
+};
 
 /// How long a request waits for ingest to reach its topics.
 const DOOR_LIMIT: Duration = Duration::from_secs(5);
@@ -40,6 +44,8 @@ pub(crate) struct Served {
     pub(crate) door: Option<Door>,
     /// Whether a token is demanded there, and whose are good.
     pub(crate) identity: watch::Receiver<Arc<Identity>>,
+    /// Who may ask for what.
+    pub(crate) authority: watch::Receiver<Arc<dyn Authority>>,
     /// Who is told of what is refused there.
     pub(crate) auditor: Auditor,
 }
@@ -66,10 +72,7 @@ pub(crate) async fn serve(
 ) -> anyhow::Result<()> {
     let router = Router::new()
         .route("/health", get(health))
-        .route(
-            "/metrics",
-            get(|State(served): State<Served>| async move { served.metrics.render() }),
-        )
+        .route("/metrics", get(metrics))
         .route("/v1/jobs", post(jobs))
         .layer(DefaultBodyLimit::max(body_bytes_max))
         .with_state(served);
@@ -79,7 +82,14 @@ pub(crate) async fn serve(
         .await?)
 }
 
-async fn health(State(served): State<Served>) -> Response {
+async fn health(
+    State(served): State<Served>,
+    ConnectInfo(address): ConnectInfo<SocketAddr>,
+    headers: HeaderMap,
+) -> Response {
+    if let Some(refused) = served.refusal(Route::Health, address, &headers) {
+        return refused;
+    }
     let (report, well) = served.health.report();
     let status = if well {
         StatusCode::OK
@@ -89,8 +99,20 @@ async fn health(State(served): State<Served>) -> Response {
     (status, Json(report)).into_response()
 }
 
+async fn metrics(
+    State(served): State<Served>,
+    ConnectInfo(address): ConnectInfo<SocketAddr>,
+    headers: HeaderMap,
+) -> Response {
+    match served.refusal(Route::Metrics, address, &headers) {
+        None => served.metrics.render().into_response(),
+        Some(refused) => refused,
+    }
+}
+
 /// Takes jobs, a JSON object a line, and answers each line: 202 where all were accepted, 207 where some were, 400 where
-/// none was. All of a request is refused with 401 or 403 where a token is demanded and its own is not good.
+/// none was. All of a request is refused with 401 or 403 where a token is demanded and its own is not good, or the access
+/// policies do not let who brings it.
 async fn jobs(
     State(served): State<Served>,
     ConnectInfo(address): ConnectInfo<SocketAddr>,
@@ -101,29 +123,19 @@ async fn jobs(
         return (StatusCode::NOT_FOUND, "jobs are taken where ingest runs\n").into_response();
     };
     let now_ms = chrono::Utc::now().timestamp_millis();
-    let authorization = headers.get_all(header::AUTHORIZATION).into_iter();
-    let bearer = bearer_of_request(
-        authorization.map(HeaderValue::as_bytes),
-        &served.identity.borrow(),
-        now_ms,
-    );
-    let bearer = match bearer {
-        Ok(bearer) => bearer,
-        Err(refusal) => {
-            served.auditor.tell_of_stranger(
-                Operation::RequestJobs,
-                &address.ip().to_string(),
-                refusal.code().as_str(),
-                refusal.to_string(),
-            );
-            return refused(&refusal);
-        }
+    let asker = asker_at_the_door(authorization(&headers), &served.identity.borrow(), now_ms);
+    let asker = match asker {
+        Ok(asker) => asker,
+        Err(refusal) => return served.refuse_unproven(Route::Jobs, address, &refusal),
     };
+    if let Some(refused) = served.refusal_of(Route::Jobs, address, &asker.principal) {
+        return refused;
+    }
     let Ok(door) = timeout(DOOR_LIMIT, door.wait()).await else {
         let waits = "ingest does not reach its topics yet, see /health: try again\n";
         return (StatusCode::SERVICE_UNAVAILABLE, waits).into_response();
     };
-    let answers = door.accept(&body, bearer.as_ref(), now_ms).await;
+    let answers = door.accept(&body, asker.bearer.as_ref(), now_ms).await;
     let accepted = answers.iter().filter(|answer| answer.is_accepted()).count();
     let status = match accepted {
         0 => StatusCode::BAD_REQUEST,
@@ -138,24 +150,119 @@ async fn jobs(
         .into_response()
 }
 
-/// A problem of RFC 9457, and the challenge of RFC 6750.
-fn refused(refusal: &Refusal) -> Response {
-    let (status, challenge) = match refusal {
-        Refusal::Missing => (StatusCode::UNAUTHORIZED, "Bearer"),
-        Refusal::Tenant(_) => (StatusCode::FORBIDDEN, "Bearer error=\"insufficient_scope\""),
-        _ => (StatusCode::UNAUTHORIZED, "Bearer error=\"invalid_token\""),
-    };
-    let problem = json!({
-        "title": status.canonical_reason(),
-        "status": status.as_u16(),
-        "reason_code": refusal.code(),
-        "detail": refusal.to_string(),
-    });
-    let headers = [
-        (header::CONTENT_TYPE, "application/problem+json"),
-        (header::WWW_AUTHENTICATE, challenge),
-    ];
-    (status, headers, Body::from(format!("{problem}\n"))).into_response()
+/// What is asked for.
+#[derive(Debug, Clone, Copy)]
+enum Route {
+    Jobs,
+    Health,
+    Metrics,
+}
+
+impl Route {
+    fn action(self) -> Action {
+        match self {
+            Self::Jobs => Action::PostJobs,
+            Self::Health => Action::ViewHealth,
+            Self::Metrics => Action::ViewMetrics,
+        }
+    }
+
+    fn operation(self) -> Operation {
+        match self {
+            Self::Jobs => Operation::RequestJobs,
+            Self::Health => Operation::ViewHealth,
+            Self::Metrics => Operation::ViewMetrics,
+        }
+    }
+}
+
+impl Served {
+    /// What whoever sends these `headers` is answered where he may not.
+    fn refusal(&self, route: Route, address: SocketAddr, headers: &HeaderMap) -> Option<Response> {
+        let now_ms = chrono::Utc::now().timestamp_millis();
+        let asker = asker_of_request(authorization(headers), &self.identity.borrow(), now_ms);
+        match asker {
+            Ok(principal) => self.refusal_of(route, address, &principal),
+            Err(refusal) => Some(self.refuse_unproven(route, address, &refusal)),
+        }
+    }
+
+    /// What `principal` is answered where he may not.
+    fn refusal_of(&self, route: Route, address: SocketAddr, principal: &Principal) -> Option<Response> {
+        let ruling = self.authority.borrow().may(principal, route.action());
+        if ruling.is_allowed {
+            return None;
+        }
+        let detail = format!(
+            "{principal} may not {}: {}",
+            route.action().as_str(),
+            ruling.refusal()
+        );
+        let request = RefusedRequest {
+            operation: route.operation(),
+            actor: match principal {
+                Principal::Tenant(tenant) => Actor::Tenant(tenant.clone()),
+                Principal::User(User { name, .. }) => Actor::User(name.clone()),
+                Principal::Stranger => Actor::Unknown,
+            },
+            code: ReasonCode::NotPermitted,
+            detail: detail.clone(),
+            policy: ruling.decided_by().map(|by| by.to_string()),
+        };
+        let could_be_known = *principal == Principal::Stranger && self.identity.borrow().demands_anywhere();
+        let (status, challenge) = match could_be_known {
+            true => (StatusCode::UNAUTHORIZED, "Bearer"),
+            false => (StatusCode::FORBIDDEN, "Bearer error=\"insufficient_scope\""),
+        };
+        Some(self.refuse(status, challenge, address, request))
+    }
+
+    /// What is answered to a token that proves nothing.
+    fn refuse_unproven(&self, route: Route, address: SocketAddr, refusal: &Refusal) -> Response {
+        let (status, challenge) = match refusal {
+            Refusal::Missing => (StatusCode::UNAUTHORIZED, "Bearer"),
+            Refusal::Tenant(_) => (StatusCode::FORBIDDEN, "Bearer error=\"insufficient_scope\""),
+            _ => (StatusCode::UNAUTHORIZED, "Bearer error=\"invalid_token\""),
+        };
+        let request = RefusedRequest {
+            operation: route.operation(),
+            actor: Actor::Unknown,
+            code: refusal.code(),
+            detail: refusal.to_string(),
+            policy: None,
+        };
+        self.refuse(status, challenge, address, request)
+    }
+
+    /// A problem of RFC 9457, and the challenge of RFC 6750; the metrics and the audit have it too.
+    fn refuse(
+        &self,
+        status: StatusCode,
+        challenge: &'static str,
+        address: SocketAddr,
+        request: RefusedRequest,
+    ) -> Response {
+        let problem = json!({
+            "title": status.canonical_reason(),
+            "status": status.as_u16(),
+            "reason_code": request.code,
+            "detail": request.detail,
+        });
+        count_refused(request.code);
+        self.auditor.tell_of_request(&address.ip().to_string(), request);
+        let headers = [
+            (header::CONTENT_TYPE, "application/problem+json"),
+            (header::WWW_AUTHENTICATE, challenge),
+        ];
+        (status, headers, Body::from(format!("{problem}\n"))).into_response()
+    }
+}
+
+fn authorization(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
+    headers
+        .get_all(header::AUTHORIZATION)
+        .into_iter()
+        .map(HeaderValue::as_bytes)
 }
 
 fn lines(answers: &[Answer]) -> String {

@@ -1,5 +1,6 @@
 //! The one binary of Tributary: reads the configuration, and runs the chosen services together or alone.
 
+mod access;
 mod audit;
 mod cli;
 mod config;
@@ -13,6 +14,7 @@ mod identity;
 mod logging;
 mod metric_names;
 mod pipeline;
+mod policy;
 mod process;
 mod shutdown;
 mod simulate;
@@ -63,6 +65,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::Submit(args) => submit::run(&config, args).await,
             Command::Verify(args) => return verify::run(&config, &args).await,
             Command::Audit(command) => return audit::run(&config, &command).await,
+            Command::Policy(command) => return policy::run(&config, &command),
             Command::DeadLetters(command) => dead_letters::run(&config, &command).await,
             Command::Tenants(command) => tenants::run(&config, &command).await,
             Command::Simulate(args) => simulate::run(&config, &args).await,

@@ -2,5 +2,7 @@
 
 /// Sets of tenants that came while services ran, by `result` (taken, refused).
 pub(crate) const TENANT_SETS: &str = "tributary_tenant_sets_total";
+/// Files of access policies that came while services ran, by `result` (taken, refused).
+pub(crate) const ACCESS_POLICY_SETS: &str = "tributary_access_policy_sets_total";
 /// Files of keys that came while services ran, by `result` (taken, refused).
 pub(crate) const KEY_SETS: &str = "tributary_key_sets_total";

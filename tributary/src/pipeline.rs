@@ -5,12 +5,13 @@ use std::{collections::BTreeMap, sync::Arc};
 use anyhow::{Context, bail};
 use ingest::{HttpDoor, identity::Identity};
 use metrics_exporter_prometheus::PrometheusBuilder;
-use schemas::{ModelName, Policies};
+use schemas::{Authority, ModelName, Policies};
 use tokio::{sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 use topics::{TopicSpec, Topics, local::LocalTopics};
 
 use crate::{
+    access,
     audit::Auditor,
     config::{Config, Delivery, TopicsKind},
     health::{Health, State},
@@ -47,17 +48,20 @@ pub(crate) async fn serve(config: Config, stages: &[Stage]) -> anyhow::Result<()
         health.set(stage.name(), State::Starting);
     }
     let auditor = auditor(&config, stages);
-    let keys = match stages.contains(&Stage::Ingest) {
-        true => identity::Follower::open(&config.identity)?.audited(auditor.clone()),
-        false => identity::Follower::nowhere(),
+    // Where nobody has written policies, what is served beside ingest is for anybody, whoever he is.
+    let keys = match stages.contains(&Stage::Ingest) || config.authority.policies.is_some() {
+        true => identity::follow(&config.identity, auditor.clone())?,
+        false => identity::nobody(),
     };
+    let authority = access::follow(&config.authority, auditor.clone())?;
     let topics = open_topics(&config, Delivery::Transactional)?;
     let door = stages.contains(&Stage::Ingest).then(http::Door::default);
     let served = http::Served {
         health: health.clone(),
         metrics,
         door: door.clone(),
-        identity: keys.identity(),
+        identity: keys.in_force(),
+        authority: authority.in_force(),
         auditor: auditor.clone(),
     };
     let body_bytes_max = config.http.body_bytes_max;
@@ -76,7 +80,8 @@ pub(crate) async fn serve(config: Config, stages: &[Stage]) -> anyhow::Result<()
     };
     let in_force = InForce {
         policies: follower.policies(),
-        identity: keys.identity(),
+        identity: keys.in_force(),
+        authority: authority.in_force(),
     };
     for stage in stages {
         let (config, topics, health) = (Arc::clone(&config), Arc::clone(&topics), health.clone());
@@ -88,6 +93,7 @@ pub(crate) async fn serve(config: Config, stages: &[Stage]) -> anyhow::Result<()
     }
     running.spawn(follower.audited(auditor.clone()).run(shutdown.clone()));
     running.spawn(keys.run(shutdown.clone()));
+    running.spawn(authority.run(shutdown.clone()));
     if by_tenant {
         running.spawn(auditor.run(topics, config.topics.names(), shutdown.clone()));
     }
@@ -120,6 +126,7 @@ fn auditor(config: &Config, stages: &[Stage]) -> Auditor {
 pub(crate) struct InForce {
     pub(crate) policies: watch::Receiver<Arc<Policies>>,
     pub(crate) identity: watch::Receiver<Arc<Identity>>,
+    pub(crate) authority: watch::Receiver<Arc<dyn Authority>>,
 }
 
 /// Runs one service until `shutdown`, by what is `in_force` at the moment. Ingest opens `door`.
@@ -132,7 +139,11 @@ pub(crate) async fn run_stage(
     health: &Health,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<()> {
-    let InForce { policies, identity } = in_force;
+    let InForce {
+        policies,
+        identity,
+        authority,
+    } = in_force;
     let name = stage.name();
     let ready = {
         let health = health.clone();
@@ -146,6 +157,7 @@ pub(crate) async fn run_stage(
                 topics_of_ingest,
                 policies_of_ingest,
                 identity,
+                authority,
                 groups_of_processors(config),
             );
             let service = Arc::new(match config.audit.enabled {

@@ -9,10 +9,11 @@ use std::{
 use anyhow::{Context, ensure};
 use processor::replay::{Recorded, Replay, replay, speed};
 use rust_decimal::Decimal;
-use schemas::{ModelName, Tenant, Tenants};
+use schemas::{Action, ModelName, Tenant, Tenants};
 use sink::RecordedJob;
 
 use crate::{
+    access,
     cli::{SimulateArgs, print},
     config::{Config, ModelSection},
     tenants,
@@ -20,6 +21,7 @@ use crate::{
 
 /// Replays the lake under the set in force and under that of the file, and prints both beside what was recorded.
 pub(crate) async fn run(config: &Config, args: &SimulateArgs) -> anyhow::Result<()> {
+    access::permit(config, Action::Simulate)?;
     let lake = args.lake.as_deref().unwrap_or(&config.sink.url);
     let file = tenants::read(config, &args.file)?;
     let in_force = tenants::in_force_now(config).await?;

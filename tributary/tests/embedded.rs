@@ -346,9 +346,16 @@ fn metric(up: &Up, name: &str) -> u64 {
 }
 
 fn metrics(up: &Up) -> String {
+    get(up, "/metrics", None)
+}
+
+/// What a running `up` answers, status and headers first.
+fn get(up: &Up, path: &str, token: Option<&str>) -> String {
     let address = up.url.trim_start_matches("http://");
     let mut stream = std::net::TcpStream::connect(address).unwrap();
-    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
+    let header = token.map(|token| format!("authorization: Bearer {token}\r\n"));
+    let request = format!("GET {path} HTTP/1.0\r\n{}\r\n", header.unwrap_or_default());
+    stream.write_all(request.as_bytes()).unwrap();
     let mut text = String::new();
     stream.read_to_string(&mut text).unwrap();
     text
@@ -531,6 +538,264 @@ fn where_a_token_is_demanded_only_its_tenant_is_served_and_nothing_repeats_it() 
     }
 }
 
+/// Tokens that the owner of the same key signed: for a submitter of acme, and for a reader of no tenant.
+const SUBMITTERS_TOKEN: &str = "eyJ0eXAiOiJKV1QiLCJhbGciOiJFZERTQSIsImtpZCI6ImVkLTEifQ.eyJhdWQiOiJ0cmlidXRhcnkiLCJleHAiOjQwNzA5MDg4MDAsInN1YiI6ImFkYSIsInRlbmFudCI6ImFjbWUiLCJyb2xlcyI6WyJzdWJtaXR0ZXIiXX0.GVGCGOKCdP07xBg8xlMse8r6Z3ctx09Jjf7vQUXztDYY-mPonypI5hLwOXYoWm6pVaopdsELdApvDzFYY2T8Dw";
+const READERS_TOKEN: &str = "eyJ0eXAiOiJKV1QiLCJhbGciOiJFZERTQSIsImtpZCI6ImVkLTEifQ.eyJhdWQiOiJ0cmlidXRhcnkiLCJleHAiOjQwNzA5MDg4MDAsInN1YiI6InByb21ldGhldXMiLCJyb2xlcyI6WyJyZWFkZXIiXX0.xZA3KNGozL7ZUNQue-wX9EVJiY_XJAAajDIgx2sQUOovyX2bR4Y5eLUlbbR6wcdfsDuyeV7-9YE5cMYaLpbfDg";
+
+#[test]
+fn access_policies_change_while_jobs_flow_and_a_broken_file_changes_nothing() {
+    const ROUND_JOBS: usize = 200;
+    let folder = tempfile::tempdir().unwrap();
+    let (policies, jobs) = (
+        folder.path().join("policies.cedar"),
+        folder.path().join("jobs.jsonl"),
+    );
+    write_jobs(&jobs, ROUND_JOBS);
+    let put = |text: &str| {
+        let aside = folder.path().join("policies.new");
+        std::fs::write(&aside, text).unwrap();
+        std::fs::rename(&aside, &policies).unwrap();
+    };
+    let built_in = stdout(&tributary(&["policy", "show"]));
+    let without_acme = format!(
+        "{built_in}@id(\"not-acme\") forbid (principal == Tenant::\"acme\", action == Action::\"submit\", resource);\n"
+    );
+    put(&built_in);
+    let path = format!("authority.policies={}", policies.display());
+    let up = Up::start_with(folder.path(), &[&path]);
+    let submit = || {
+        let submitted = tributary(&["submit", jobs.to_str().unwrap(), "--to", &up.url]);
+        assert!(submitted.status.success(), "{}", stderr(&submitted));
+    };
+    let sets = |result: &str| {
+        metric(
+            &up,
+            &format!("tributary_access_policy_sets_total{{result=\"{result}\"}}"),
+        )
+    };
+    let decided = |decision: &str| {
+        let labels = format!("{{tenant=\"acme\",decision=\"{decision}\"}}");
+        metric(&up, &format!("tributary_ingest_decided_total{labels}"))
+    };
+    let all_decided = |jobs: usize| wait_for(|| decided("admitted") + decided("rejected") == jobs as u64);
+
+    // Each set is in force before its round of jobs, and the next one comes while they are under way.
+    submit();
+    all_decided(ROUND_JOBS);
+    put(&without_acme);
+    wait_for(|| sets("taken") == 1);
+    submit();
+    all_decided(2 * ROUND_JOBS);
+    for (broken, count) in [
+        (built_in.replace("Role::\"reader\"", "Role::\"raeder\""), 1),
+        (built_in.replace("@id(\"a-reader-looks-on\")", ""), 2),
+        (String::new(), 3),
+    ] {
+        put(&broken);
+        wait_for(|| sets("refused") == count);
+        submit();
+    }
+    all_decided(5 * ROUND_JOBS);
+    assert_eq!(
+        (decided("admitted"), decided("rejected")),
+        (ROUND_JOBS as u64, 4 * ROUND_JOBS as u64),
+        "the old policies stay in force"
+    );
+    let rejected = "tributary_ingest_rejected_total{tenant=\"acme\",reason_code=\"not_permitted\"}";
+    assert_eq!(metric(&up, rejected), 4 * ROUND_JOBS as u64);
+    put(&built_in);
+    wait_for(|| sets("taken") == 2);
+    submit();
+    all_decided(6 * ROUND_JOBS);
+    assert_eq!(decided("admitted"), 2 * ROUND_JOBS as u64);
+
+    let (outcomes, lake) = (
+        format!(" {} outcomes", 6 * ROUND_JOBS),
+        folder.path().join("lake"),
+    );
+    wait_for(|| stdout(&tributary(&["verify", lake.to_str().unwrap()])).contains(&outcomes));
+    up.end("-TERM");
+    assert!(verify(&lake).contains(&outcomes));
+}
+
+#[test]
+fn routes_ask_who_comes_and_a_role_in_a_token_opens_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/policies.cedar");
+    let settings = [
+        "identity.required=shared".to_owned(),
+        "identity.audience=tributary".to_owned(),
+        "identity.roles_claim=roles".to_owned(),
+        format!("identity.keys={}", file("keys.pem", KEY)),
+        format!("authority.policies={example}"),
+    ];
+    let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
+    let up = Up::start_with(folder.path(), &settings);
+    for (path, token, status, complaint) in [
+        ("/health", None, "", "\"state\""),
+        (
+            "/metrics",
+            None,
+            "401",
+            "a stranger may not viewMetrics: no policy permits it",
+        ),
+        (
+            "/metrics",
+            Some(TOKEN),
+            "403",
+            "without a role, may not viewMetrics",
+        ),
+        (
+            "/metrics",
+            Some(SUBMITTERS_TOKEN),
+            "403",
+            "in the role of submitter, may not",
+        ),
+        ("/metrics", Some(EXPIRED_TOKEN), "401", "token_expired"),
+        ("/metrics", Some("rubbish"), "401", "token_invalid"),
+        ("/metrics", Some(READERS_TOKEN), "200", "not_permitted\"} 3"),
+    ] {
+        let answer = get(&up, path, token);
+        let status = format!("HTTP/1.0 {status}");
+        assert!(
+            answer.starts_with(&status) && answer.contains(complaint),
+            "{path} {token:?}: {answer}"
+        );
+    }
+    let jobs = folder.path().join("jobs.jsonl");
+    write_jobs(&jobs, 1);
+    let submit = |token: &str| {
+        let token = file("token", token);
+        let jobs = jobs.to_str().unwrap();
+        let output = tributary(&["submit", jobs, "--to", &up.url, "--token", &token]);
+        (output.status.success(), stdout(&output) + &stderr(&output))
+    };
+    let (sent, text) = submit(TOKEN);
+    assert!(
+        !sent && text.contains("answers 403") && text.contains("may not postJobs"),
+        "{text}"
+    );
+    let (sent, text) = submit(READERS_TOKEN);
+    assert!(!sent && text.contains("claim `tenant` is missing"), "{text}");
+    let (sent, text) = submit(SUBMITTERS_TOKEN);
+    assert!(sent, "{text}");
+    let lake = folder.path().join("lake");
+    wait_for(|| stdout(&tributary(&["verify", lake.to_str().unwrap()])).contains(" 1 outcomes"));
+    up.end("-TERM");
+}
+
+#[test]
+fn commands_ask_whether_whoever_gives_them_may() {
+    let folder = tempfile::tempdir().unwrap();
+    let lake = folder.path().join("lake");
+    assert!(demo(&lake, &[]).status.success());
+    let (lake, topics) = (
+        lake.to_str().unwrap(),
+        format!("topics.path={}", lake.join("_topics.redb").display()),
+    );
+    let given = |user: &str, arguments: &[&str]| {
+        let settings = [
+            "authority.users.ada=[\"auditor\"]",
+            "authority.command_roles=[\"finance\"]",
+            &topics,
+        ];
+        let output = Command::new(env!("CARGO_BIN_EXE_tributary"))
+            .env("USER", user)
+            .args(arguments)
+            .args(settings.iter().flat_map(|setting| ["--set", setting]))
+            .output()
+            .unwrap();
+        (output.status.success(), stderr(&output))
+    };
+    let (audit, letters, replay) = (
+        &["audit", "verify", lake][..],
+        &["dead-letters", "list"][..],
+        &["dead-letters", "replay", "--all"][..],
+    );
+    assert!(given("ada", audit).0);
+    assert!(given("grace", &["verify", lake]).0);
+    for (user, command, complaint) in [
+        (
+            "grace",
+            audit,
+            "`grace`, in the role of finance, may not verifyAudit: no policy permits it",
+        ),
+        (
+            "ada",
+            letters,
+            "`ada`, in the role of auditor, may not viewDeadLetters",
+        ),
+        (
+            "ada",
+            replay,
+            "`ada`, in the role of auditor, may not replayDeadLetters",
+        ),
+    ] {
+        let (is_done, text) = given(user, command);
+        assert!(!is_done && text.contains(complaint), "{user} {command:?}: {text}");
+    }
+    assert!(
+        stdout(&tributary(&["dead-letters", "list", "--set", &topics])).contains("7 not replayed"),
+        "what was refused was not done"
+    );
+}
+
+#[test]
+fn access_policies_are_shown_checked_and_tested() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let of_repository = |path: &str| format!("{}/../{path}", env!("CARGO_MANIFEST_DIR"));
+    let (tests, example) = (
+        of_repository("deploy/policies.test.toml"),
+        of_repository("deploy/policies.cedar"),
+    );
+    let tested = tributary(&["policy", "test", &tests, "--policies", &example]);
+    assert!(
+        tested.status.success() && stdout(&tested).contains(" cases, 0 failed"),
+        "{}{}",
+        stdout(&tested),
+        stderr(&tested)
+    );
+    let tested = tributary(&["policy", "test", &tests]);
+    assert_eq!(tested.status.code(), Some(1));
+    assert!(
+        stdout(&tested).contains("a stranger sees no metrics: expected to be refused, and is allowed by: anybody-looks-at-health-and-metrics"),
+        "{}",
+        stdout(&tested)
+    );
+
+    let built_in = stdout(&tributary(&["policy", "show"]));
+    let in_force = format!("authority.policies={}", file("policies.cedar", &built_in));
+    let checked = tributary(&["policy", "check", "--set", &in_force]);
+    assert!(
+        checked.status.success() && stdout(&checked).contains("9 policies"),
+        "{}",
+        stderr(&checked)
+    );
+    let broken = file(
+        "broken.cedar",
+        "@id(\"a\")\npermit (principal in Role::\"opreator\", action, resource);\n",
+    );
+    let checked = tributary(&["policy", "check", &broken]);
+    assert_eq!(checked.status.code(), Some(1));
+    assert!(
+        stderr(&checked).contains("broken.cedar`, line 2: ") && stderr(&checked).contains("opreator"),
+        "{}",
+        stderr(&checked)
+    );
+    let schema = stdout(&tributary(&["policy", "show", "--schema"]));
+    assert!(schema.contains("entity Role enum"), "{schema}");
+}
+
 #[test]
 fn a_tenants_file_is_planned_shown_and_refused_with_its_line() {
     let folder = tempfile::tempdir().unwrap();
@@ -676,6 +941,14 @@ fn a_mistake_is_answered_with_its_remedy() {
             "key file of identity.keys `/nowhere.json` cannot be read",
         ),
         (&["config", "--set", "identity.leeway_s=3600"], "300 is the most"),
+        (
+            &["verify", "lake", "--set", "authority.policies=/nowhere.cedar"],
+            "policy file `/nowhere.cedar` cannot be read",
+        ),
+        (
+            &["config", "--set", "authority.command_roles=[\"opreator\"]"],
+            "setting `authority.command_roles",
+        ),
         (
             &["config", "--set", "identity.requried=shared"],
             "did you mean `identity.required`?",

@@ -2,13 +2,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{Arc, LazyLock},
     time::Duration,
 };
 
+use authority::AccessPolicies;
 use ingest::identity::Identity;
 use processor::model::{CpuPath, DeviceChoice, load};
-use schemas::{Policies, Pool, Tenant};
+use schemas::{Authority, Policies, Pool, Tenant};
 use sink::Store;
 use tokio::{
     sync::watch,
@@ -29,6 +30,8 @@ pub(super) const SINK: &str = "sink";
 const START_AFTER: Duration = Duration::from_millis(200);
 /// Instances of each service, of processors in each pool.
 pub(super) const INSTANCES: usize = 2;
+
+static AUTHORITY: LazyLock<Arc<dyn Authority>> = LazyLock::new(|| Arc::new(AccessPolicies::built_in()));
 
 /// What a slot runs.
 #[derive(Clone)]
@@ -149,7 +152,8 @@ async fn serve(scene: Arc<Scene>, stage: Stage, number: usize, instance: Arc<Ins
             };
             let no_token = watch::Sender::new(Arc::new(Identity::nowhere())).subscribe();
             let groups: ingest::GroupOf = Arc::new(|pool| format!("{PROCESSOR}-{pool}"));
-            let service = ingest::Service::new(config, topics, in_force, no_token, groups);
+            let authority = watch::Sender::new(Arc::clone(&*AUTHORITY)).subscribe();
+            let service = ingest::Service::new(config, topics, in_force, no_token, authority, groups);
             service
                 .run(shutdown, &|| {})
                 .await

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use anyhow::{Context, bail, ensure};
-use schemas::{Operation, Policies, Record as _, TenantSet, Tenants, TopicName};
+use schemas::{Action, Operation, Policies, Record as _, TenantSet, Tenants, TopicName};
 use topics::{Append, Retention, TopicSpec, Topics};
 
 use super::{
@@ -13,7 +13,7 @@ use super::{
     left_behind, set, store_policy,
 };
 use crate::{
-    audit,
+    access, audit,
     cli::{ShowArgs, TenantsCommand, print},
     config::{self, Config, Delivery, TenantsSource, TopicsKind},
     pipeline::{all_topics, open_topics},
@@ -27,6 +27,9 @@ const KEY: &str = "tenants";
 
 /// Plans, applies or shows.
 pub(crate) async fn run(config: &Config, command: &TenantsCommand) -> anyhow::Result<()> {
+    if !matches!(command, TenantsCommand::Apply { .. }) {
+        access::permit(config, Action::ViewTenants)?;
+    }
     match command {
         TenantsCommand::Plan { file } => plan(config, read(config, file)?).await,
         TenantsCommand::Apply { file, at_rest } => apply(config, read(config, file)?, *at_rest).await,
@@ -77,6 +80,8 @@ async fn apply(config: &Config, tenants: Tenants, at_rest: bool) -> anyhow::Resu
             "topics.kind is \"local\", and a running `up` has them to itself: set `tenants_path`, and `up` takes what is written to that file"
         );
     };
+    let operation = Operation::ApplyTenants;
+    let by = access::permit_change(config, topics.as_ref(), Action::ApplyTenants, operation).await?;
     let in_force = in_force(config, Some(topics.as_ref())).await?;
     let changes = Changes::between(&in_force, &tenants);
     if let Some(problem) = changes.refused_under_way().filter(|_| !at_rest) {
@@ -92,8 +97,8 @@ async fn apply(config: &Config, tenants: Tenants, at_rest: bool) -> anyhow::Resu
         value: Some(TenantSet(tenants.clone()).encode().into()),
         headers: Vec::new(),
     }];
-    let operation = Operation::ApplyTenants;
-    appends.extend(audit::of_command(config, operation, 1, changes.to_string()));
+    let event = audit::of_command(operation, changes.to_string(), by);
+    appends.extend(audit::appends_of_command(config, event));
     let mut sole = Sole::join(topics.as_ref(), GROUP, &policies, "tributary tenants apply").await?;
     let applied = sole.commit(appends).await;
     sole.reader.close().await?;

@@ -133,11 +133,11 @@ impl fmt::Display for Refused {
 /// The first mistake, with its line.
 pub(crate) fn read(text: &str, config: &Config) -> Result<Tenants, Refused> {
     let document = ImDocument::parse(text).map_err(|error| Refused {
-        line: error.span().map(|span| line_at(text, span.start)),
+        line: error.span().map(|span| config::line_at(text, span.start)),
         problem: error.message().to_owned(),
     })?;
     let at = |key: &[String], problem: String| Refused {
-        line: offset_of(&document, key).map(|offset| line_at(text, offset)),
+        line: offset_of(&document, key).map(|offset| config::line_at(text, offset)),
         problem,
     };
     let read: Result<TenantsFile, figment::Error> = Figment::new().merge(Toml::string(text)).extract();
@@ -171,10 +171,6 @@ fn offset_of(document: &ImDocument<&str>, key: &[String]) -> Option<usize> {
         item = inner;
     }
     offset
-}
-
-fn line_at(text: &str, offset: usize) -> usize {
-    text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1
 }
 
 #[cfg(test)]
