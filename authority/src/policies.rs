@@ -60,11 +60,6 @@ impl AccessPolicies {
                 problem: problem.to_owned(),
             });
         }
-        if let Some(template) = parsed.templates().next() {
-            let problem =
-                "a policy with a slot (`?principal`, `?resource`) is never in force: name whom it is about";
-            return Err(at(text, &template.to_string(), problem.to_owned()));
-        }
         let policies = named(text, &parsed)?;
         let validated = Validator::new(schema.clone()).validate(&policies, ValidationMode::Strict);
         if let Some(error) = validated.validation_errors().next() {
@@ -147,16 +142,44 @@ impl fmt::Debug for AccessPolicies {
 
 /// The policies under the names that they give themselves.
 fn named(text: &str, parsed: &PolicySet) -> Result<PolicySet, Refused> {
-    let mut policies = PolicySet::new();
-    for policy in parsed.policies() {
+    let (mut policies, mut end) = (PolicySet::new(), 0);
+    // The parser numbers them in the order of the text.
+    for number in 0.. {
+        let id = PolicyId::new(format!("policy{number}"));
+        let (policy, template) = (parsed.policy(&id), parsed.template(&id));
+        let Some(source) = policy
+            .map(ToString::to_string)
+            .or(template.map(ToString::to_string))
+        else {
+            break;
+        };
+        let begin = text[end..].find(&source).map_or(end, |offset| end + offset);
+        end = begin
+            + if text[begin..].starts_with(&source) {
+                source.len()
+            } else {
+                0
+            };
+        let refuse = |problem: String| {
+            Err(Refused {
+                line: Some(line_at(text, begin)),
+                problem,
+            })
+        };
+        let Some(policy) = policy else {
+            let problem =
+                "a policy with a slot (`?principal`, `?resource`) is never in force: name whom it is about";
+            return refuse(problem.to_owned());
+        };
         let Some(name) = policy.annotation(NAME).filter(|name| !name.is_empty()) else {
             let problem =
                 "a policy has no name: write `@id(\"…\")` before it, since decisions are told with it";
-            return Err(at(text, &policy.to_string(), problem.to_owned()));
+            return refuse(problem.to_owned());
         };
         if policies.add(policy.new_id(PolicyId::new(name))).is_err() {
-            let problem = format!("two policies are called `{name}`: each has a name of its own");
-            return Err(at(text, &policy.to_string(), problem));
+            return refuse(format!(
+                "two policies are called `{name}`: each has a name of its own"
+            ));
         }
     }
     Ok(policies)
@@ -168,14 +191,6 @@ fn refused(text: &str, error: &dyn Diagnostic) -> Refused {
     Refused {
         line: place.map(|place| line_at(text, place.offset())),
         problem: format!("{error}{}", help.unwrap_or_default()),
-    }
-}
-
-/// A mistake that stands where `policy` begins.
-fn at(text: &str, policy: &str, problem: String) -> Refused {
-    Refused {
-        line: text.find(policy).map(|offset| line_at(text, offset)),
-        problem,
     }
 }
 
@@ -357,7 +372,6 @@ mod tests {
                 text => format!("{good}{text}\n"),
             };
             let complaint = complaint(&text);
-            println!("{complaint}");
             assert!(complaint.starts_with(expected), "{text}: {complaint}");
         }
     }
