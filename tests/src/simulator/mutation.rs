@@ -32,11 +32,13 @@ pub enum Mutation {
     ForgetRoutes,
     /// The group does not remember what was spent.
     ForgetSpending,
+    /// Ingest believes that nothing waits.
+    ForgetWaiting,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::CommitBeforeWriting,
         Self::IgnoreIntents,
         Self::TrustAlreadyExists,
@@ -50,6 +52,7 @@ impl Mutation {
         Self::CommitWindowsOutOfOrder,
         Self::ForgetRoutes,
         Self::ForgetSpending,
+        Self::ForgetWaiting,
     ];
 }
 

@@ -1,7 +1,7 @@
 //! Slots: each runs one service, and starts it over whenever it ended.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     sync::{Arc, LazyLock},
     time::Duration,
 };
@@ -9,7 +9,7 @@ use std::{
 use authority::AccessPolicies;
 use ingest::identity::Identity;
 use processor::model::{CpuPath, DeviceChoice, load};
-use schemas::{Authority, Policies, Pool, Tenant};
+use schemas::{Authority, Policies, Pool};
 use sink::Store;
 use tokio::{
     sync::watch,
@@ -138,7 +138,7 @@ async fn serve(scene: Arc<Scene>, stage: Stage, number: usize, instance: Arc<Ins
         inner: scene.topics.clone(),
         world: Arc::clone(&world),
         instance: Arc::clone(&instance),
-        budgets: budgets(&scene.policies),
+        policies: Arc::new(scene.policies.clone()),
     });
     let (shutdown, policies) = (instance.shutdown.clone(), &scene.policies);
     let in_force = scene.in_force[number].subscribe();
@@ -191,12 +191,6 @@ async fn serve(scene: Arc<Scene>, stage: Stage, number: usize, instance: Arc<Ins
         Err((true, error)) => End::Passing(error),
         Err((false, error)) => End::ForGood(error),
     }
-}
-
-fn budgets(policies: &Policies) -> Arc<BTreeSet<Tenant>> {
-    let tenants = policies.tenants.iter();
-    let with_budget = tenants.filter(|(_, policy)| policy.budget.is_some());
-    Arc::new(with_budget.map(|(tenant, _)| tenant.clone()).collect())
 }
 
 fn topics_error(error: &::topics::Error) -> (bool, String) {

@@ -1,19 +1,16 @@
 //! Topics as one instance of a service sees them: real ones, behind the gate.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use ::topics::{
     Append, Appender, Assignment, Committed, Committer, Error, Event, Partition, Progress, Reader, Record,
     Standing, Step, Subscription, TopicSpec, Topics, local::LocalTopics,
 };
 use async_trait::async_trait;
-use schemas::{AdmittedJobs, Outcomes, Record as _, Route, Tenant, TopicName};
+use schemas::{AdmittedJobs, Outcomes, Policies, Priority, Record as _, Route, Tenant, TopicName};
 
 use super::{
-    Mutation,
+    Mutation, pools, slots,
     world::{Fault, Go, Instance, Life, World},
 };
 
@@ -22,8 +19,8 @@ pub(super) struct GatedTopics {
     pub(super) inner: LocalTopics,
     pub(super) world: Arc<World>,
     pub(super) instance: Arc<Instance>,
-    /// The tenants that have a budget.
-    pub(super) budgets: Arc<BTreeSet<Tenant>>,
+    /// All tenants that there are.
+    pub(super) policies: Arc<Policies>,
 }
 
 impl GatedTopics {
@@ -58,16 +55,40 @@ impl GatedTopics {
         }
     }
 
-    /// Tells of jobs that are admitted though the budget of their tenant is spent.
+    /// Tells of jobs that are admitted, so that it is seen whether their tenants' quotas allow it.
     fn note_admitting(&self, steps: &[Step]) {
         for append in steps.iter().flat_map(|step| &step.appends) {
             let AdmittedJobs(jobs) = match AdmittedJobs::decode(append.value.as_deref().unwrap_or_default()) {
                 Ok(jobs) if append.topic.as_str().contains(".work.") => jobs,
                 _ => continue,
             };
-            for job in jobs.iter().filter(|job| self.budgets.contains(&job.tenant)) {
-                self.world.admits(&self.instance, &job.origin);
+            for job in &jobs {
+                self.world
+                    .admits(&self.instance, job, self.has_budget(&job.tenant));
             }
+        }
+    }
+
+    fn has_budget(&self, tenant: &Tenant) -> bool {
+        let policy = self.policies.tenants.get(tenant);
+        policy.is_some_and(|policy| policy.budget.is_some())
+    }
+
+    /// Tells how many records of work wait of each tenant that has a limit of them.
+    async fn note_waiting(&self) {
+        for (tenant, policy) in &self.policies.tenants {
+            let Some(most) = policy.queue_records_max else {
+                continue;
+            };
+            let mut waiting = 0;
+            for pool in pools() {
+                let work = Priority::ALL.map(|priority| self.policies.topics.work(&pool, priority, tenant));
+                let group = format!("{}-{pool}", slots::PROCESSOR);
+                let standing = self.inner.standing(&group, &work).await;
+                let standing = standing.expect("nothing fails here");
+                waiting += standing.values().map(|standing| standing.behind).sum::<u64>();
+            }
+            self.world.waits(tenant, waiting, most.get().into());
         }
     }
 
@@ -77,7 +98,7 @@ impl GatedTopics {
         let mut values = appends.filter_map(|append| append.value.as_deref());
         values.any(|value| {
             let outcomes = Outcomes::decode(value).into_iter().flat_map(Outcomes::unpack);
-            let mut of_budgets = outcomes.filter(|outcome| self.budgets.contains(&outcome.common.tenant));
+            let mut of_budgets = outcomes.filter(|outcome| self.has_budget(&outcome.common.tenant));
             of_budgets.any(|outcome| !outcome.billed_cost().is_zero())
         })
     }
@@ -144,7 +165,11 @@ impl Topics for GatedTopics {
         let standing = self.inner.standing(group, topics);
         if self.instance.name.starts_with("ingest") {
             // It looks all the time, so that most faults would be these.
-            return standing.await;
+            let mut standing = standing.await?;
+            if self.world.mutation == Some(Mutation::ForgetWaiting) {
+                standing.values_mut().for_each(|standing| standing.behind = 0);
+            }
+            return Ok(standing);
         }
         self.gate("looks where its group stands", Fault::TO_A_LOOK, standing)
             .await
@@ -383,7 +408,11 @@ impl GatedCommitter {
         if transactional && mutation != Some(Mutation::CommitBeforeAppending) {
             let what = format!("appends and commits {what}");
             return gate
-                .gate(&what, Fault::TO_A_COMMIT, self.inner.append_and_commit(steps))
+                .gate(
+                    &what,
+                    Fault::TO_A_COMMIT,
+                    commit(&mut *self.inner, &self.topics, steps),
+                )
                 .await;
         }
         let appends: Vec<Append> = steps
@@ -396,7 +425,7 @@ impl GatedCommitter {
                 .gate(
                     &what_committed,
                     Fault::TO_A_COMMIT,
-                    self.inner.append_and_commit(steps),
+                    commit(&mut *self.inner, &self.topics, steps),
                 )
                 .await?;
             gate.gate(
@@ -424,7 +453,7 @@ impl GatedCommitter {
         gate.gate(
             &what_committed,
             Fault::TO_A_COMMIT,
-            self.inner.append_and_commit(steps),
+            commit(&mut *self.inner, &self.topics, steps),
         )
         .await
     }
@@ -442,6 +471,17 @@ fn change_outcomes(steps: &mut [Step], change: impl Fn(&mut Outcomes<'_>)) {
             *value = outcomes.encode().into();
         }
     }
+}
+
+/// Commits past the gate, and tells what waits since then.
+async fn commit(
+    inner: &mut dyn Committer,
+    topics: &GatedTopics,
+    steps: Vec<Step>,
+) -> Result<Committed, Error> {
+    let committed = inner.append_and_commit(steps).await;
+    topics.note_waiting().await;
+    committed
 }
 
 fn is_audit(append: &Append) -> bool {

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use schemas::{Origin, TopicId};
+use schemas::{AdmittedJob, Tenant, TopicId};
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -20,7 +20,7 @@ pub(super) const FROZEN_FOR_MAX: Duration = Duration::from_secs(90);
 const LATE_BY_MAX_MS: u64 = 60_000;
 /// A run has at most this many faults.
 const FAULTS_MAX: usize = 16;
-/// What was spent is known to every ingest after this long: it looks more often, and a look takes no time.
+/// What was spent and what waits is known to every ingest after this long: it looks more often, and a look takes no time.
 const KNOWN_AFTER: Duration = Duration::from_millis(300);
 /// The chances of a fault at a step, in a thousand: calm schedules reach deep, wild ones reach the odd corners.
 const CHANCES: [u64; 4] = [5, 20, 60, 150];
@@ -114,6 +114,8 @@ struct State {
     names: BTreeMap<String, String>,
     /// When the tenant of little money had first spent some.
     spent_since: Option<Instant>,
+    /// Since when as many records of a tenant's work wait as may, where they do.
+    full_since: BTreeMap<Tenant, Instant>,
     /// When each instance of ingest last read a record of jobs.
     read_at: BTreeMap<(String, TopicId, i32, i64), Instant>,
 }
@@ -239,25 +241,45 @@ impl World {
         self.state().read_at.insert(record, Instant::now());
     }
 
-    /// An instance of ingest admits a job of the tenant of little money, which must not have been known to have spent it.
-    pub(super) fn admits(&self, instance: &Instance, origin: &Origin) {
+    /// So many records of the work of `tenant` wait, and `most` may.
+    pub(super) fn waits(&self, tenant: &Tenant, records: u64, most: u64) {
+        let mut state = self.state();
+        if records < most {
+            state.full_since.remove(tenant);
+        } else {
+            state
+                .full_since
+                .entry(tenant.clone())
+                .or_insert_with(Instant::now);
+        }
+    }
+
+    /// An instance of ingest admits a job, whose tenant must not have been known to have spent its budget, if it `has_budget`,
+    /// or to have as many records waiting as it may.
+    pub(super) fn admits(&self, instance: &Instance, job: &AdmittedJob, has_budget: bool) {
         let state = self.state();
+        let origin = &job.origin;
         let record = (
             instance.name.clone(),
             origin.topic_id,
             origin.partition,
             origin.offset,
         );
-        let (Some(read), Some(spent)) = (state.read_at.get(&record), state.spent_since) else {
+        let Some(read) = state.read_at.get(&record).copied() else {
             return;
         };
-        let after = read.saturating_duration_since(spent);
+        let spent = state.spent_since.filter(|_| has_budget);
+        let full = state.full_since.get(&job.tenant).copied();
         drop(state);
-        if after > KNOWN_AFTER {
-            let name = &instance.name;
-            self.violated(format!(
-                "{name} admitted a job {after:?} after its tenant had spent its budget"
-            ));
+        for (what, since) in [("its budget was spent", spent), ("its queue was full", full)] {
+            let after = since.map_or(Duration::ZERO, |since| read.saturating_duration_since(since));
+            if after > KNOWN_AFTER {
+                let name = &instance.name;
+                self.violated(format!(
+                    "{name} admitted a job of `{}` {after:?} after {what}",
+                    job.tenant
+                ));
+            }
         }
     }
 
