@@ -9,11 +9,13 @@
 //!
 //! The decision ([`decide`]) is a function of the record, the policies, the keys that tokens are checked with
 //! ([`identity`]), what the access policies permit ([`Permissions`]), what the tenant has spent and has waiting ([`quota`]), and
-//! the time. The service ([`Service`]) reads, decides, and commits what came of it together with its
+//! the time. What was decided is held to what is usual of the tenant (`departure`). The service ([`Service`]) reads, decides, and
+//! commits what came of it together with its
 //! progress, so that a job is decided once: decided twice it could get two answers, since time and policy move on. This
 //! crate knows neither Kafka nor models nor Parquet.
 
 mod decide;
+mod departure;
 mod door;
 pub mod identity;
 mod look;
@@ -22,6 +24,7 @@ mod permission;
 pub mod quota;
 mod service;
 mod tally;
+mod usual;
 
 pub use decide::{Decided, Decision, InForce, Received, decide};
 pub use door::{Answer, Asker, HttpDoor, asker_at_the_door, asker_of_request, count_refused};

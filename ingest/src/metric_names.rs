@@ -4,6 +4,8 @@
 pub const DECIDED: &str = "tributary_ingest_decided_total";
 /// Rejected jobs by `tenant` and `reason_code`.
 pub const REJECTED: &str = "tributary_ingest_rejected_total";
+/// Departures of a tenant's use from the usual, by `tenant` and `measure` (jobs, input_bytes, attempts, rejections, off_hours).
+pub const DEPARTURES: &str = "tributary_ingest_departures_total";
 /// Records that were no job.
 pub const DEAD_LETTERS: &str = "tributary_ingest_dead_letters_total";
 /// Duration of a commit, in seconds.

@@ -49,16 +49,21 @@ pub struct Quotas {
     ledger: Arc<Ledger>,
     /// Records of work since the last look, and between it and the one before, whose commit it may have missed.
     admitted: [BTreeMap<Tenant, u64>; 2],
+    /// Until when tenants that send far more than usual are held to what has come, in milliseconds since 1970 UTC.
+    throttled_until_ms: BTreeMap<Tenant, i64>,
 }
 
 impl Quotas {
     /// Goes by `ledger` from now on.
     pub fn looked(&mut self, ledger: Arc<Ledger>) {
         let [since, _] = std::mem::take(&mut self.admitted);
-        *self = Self {
-            ledger,
-            admitted: [BTreeMap::new(), since],
-        };
+        self.ledger = ledger;
+        self.admitted = [BTreeMap::new(), since];
+    }
+
+    /// `tenant` sends far more than usual: no more of it until a time, in milliseconds since 1970 UTC.
+    pub fn throttle(&mut self, tenant: &Tenant, until_ms: i64) {
+        self.throttled_until_ms.insert(tenant.clone(), until_ms);
     }
 
     /// A record of work of `tenant` was admitted.
@@ -80,6 +85,9 @@ impl Quotas {
         if let Some(budget) = &policy.budget {
             check_budget(budget, &self.ledger.spent(tenant, now_ms), currency, now_ms)?;
         }
+        if policy.abuse.throttle {
+            self.check_throttle(tenant, now_ms)?;
+        }
         let Some(records_max) = policy.queue_records_max else {
             return Ok(());
         };
@@ -92,6 +100,17 @@ impl Quotas {
             return Err(Reason::new(ReasonCode::QueueFull, message));
         }
         Ok(())
+    }
+
+    fn check_throttle(&self, tenant: &Tenant, now_ms: i64) -> Result<(), Reason<'static>> {
+        let until_ms = self.throttled_until_ms.get(tenant);
+        let Some(until_ms) = until_ms.filter(|until_ms| now_ms < **until_ms) else {
+            return Ok(());
+        };
+        let until = DateTime::from_timestamp_millis(*until_ms).unwrap_or_default();
+        let until = until.to_rfc3339_opts(SecondsFormat::Secs, true);
+        let message = format!("the tenant sends far more than usual: send the job again from {until} on");
+        Err(Reason::new(ReasonCode::Throttled, message))
     }
 }
 
@@ -250,6 +269,35 @@ mod tests {
         assert_eq!(refusal(&quotas, &policy, noon), None);
         quotas.admitted(&acme());
         assert!(refusal(&quotas, &policy, noon).is_some());
+    }
+
+    #[test]
+    fn who_sends_far_more_than_usual_waits_until_the_time_that_he_is_told_where_his_policy_says_so() {
+        let mut quotas = Quotas::default();
+        let mut policy = TenantPolicy::default();
+        policy.abuse.throttle = true;
+        quotas.throttle(&acme(), ms("2026-12-31T12:10:00Z"));
+        quotas.looked(Arc::default());
+        assert_eq!(
+            refusal(&quotas, &policy, "2026-12-31T12:09:59Z"),
+            Some((
+                ReasonCode::Throttled,
+                "the tenant sends far more than usual: send the job again from 2026-12-31T12:10:00Z on"
+                    .to_owned()
+            ))
+        );
+        assert_eq!(refusal(&quotas, &policy, "2026-12-31T12:10:00Z"), None);
+        assert_eq!(
+            refusal(&quotas, &TenantPolicy::default(), "2026-12-31T12:09:59Z"),
+            None
+        );
+        let other = quotas.check(
+            &Tenant::new("globex").unwrap(),
+            &policy,
+            "USD",
+            ms("2026-12-31T12:09:59Z"),
+        );
+        assert_eq!(other, Ok(()));
     }
 
     proptest! {

@@ -8,7 +8,7 @@ use schemas::{
 };
 use serde::{Deserialize, Serialize};
 use tokio::{
-    sync::watch,
+    sync::{Mutex, watch},
     task::JoinSet,
     time::{Instant, sleep_until},
 };
@@ -20,6 +20,7 @@ use topics::{
 
 use crate::{
     Decision, GroupOf, InForce, Permissions, Received, decide,
+    departure::{Departures, Seen},
     identity::{Identity, without_token},
     look::{keep_looking, moment},
     metric_names,
@@ -55,6 +56,8 @@ pub struct Service {
     authority: watch::Receiver<Arc<dyn Authority>>,
     processors: GroupOf,
     audited: bool,
+    /// What is usual of the tenants: it outlives a fault, after which the service runs again.
+    departures: Mutex<Departures>,
 }
 
 impl Service {
@@ -78,6 +81,7 @@ impl Service {
             authority,
             processors,
             audited: true,
+            departures: Mutex::default(),
         }
     }
 
@@ -160,6 +164,8 @@ impl Service {
         let mut authority = self.authority.clone();
         let mut permissions = Permissions::of(Arc::clone(&authority.borrow_and_update()));
         let mut quotas = Quotas::default();
+        let mut departures = self.departures.lock().await;
+        departures.start_over();
         let first = moment(self.topics.as_ref(), Arc::clone(&in_force), &self.processors).await?;
         quotas.looked(Arc::clone(&first.ledger));
         let (moments_sender, mut moments) = watch::channel(first);
@@ -204,15 +210,23 @@ impl Service {
                     permissions = Permissions::of(Arc::clone(&authority.borrow_and_update()));
                 }
                 event = reader.next(), if !full => match event? {
-                    Event::Assigned(partitions) => tracing::info!(?partitions, "partitions assigned"),
+                    Event::Assigned(partitions) => {
+                        tracing::info!(?partitions, "partitions assigned");
+                        let partitions = partitions.iter().map(|(partition, _)| partition);
+                        departures.assigned(partitions, now_ms());
+                    }
                     Event::Revoked(partitions) => {
                         tracing::info!(?partitions, "partitions revoked");
                         gathered.forget(&partitions);
+                        departures.revoked(&partitions);
                     }
                     Event::Records(chunk) => {
                         let identity = Arc::clone(&self.identity.borrow());
-                        let (appends, tally) =
+                        let (appends, mut tally) =
                             Self::decide_chunk(&in_force, &identity, &permissions, &mut quotas, &chunk);
+                        let counts = tally.counts();
+                        let seen = Seen::of(&chunk, &counts);
+                        tally.find(departures.see(&seen, &in_force, &mut quotas, now_ms()));
                         gathered.add(appends, tally, &chunk);
                         if gathered.is_full(&self.config) && commits.is_idle() {
                             commit_began = Instant::now();
@@ -244,7 +258,7 @@ impl Service {
         quotas: &mut Quotas,
         chunk: &Chunk,
     ) -> (Vec<Append>, Tally) {
-        let now_ms = chrono::Utc::now().timestamp_millis();
+        let now_ms = now_ms();
         let source = &chunk.partition;
         let mut tally = Tally::default();
         let mut appends = Vec::new();
@@ -297,6 +311,10 @@ impl Service {
         tally.measure();
         (appends, tally)
     }
+}
+
+fn now_ms() -> i64 {
+    chrono::Utc::now().timestamp_millis()
 }
 
 /// How long the topics of a tenant keep a record.
@@ -368,7 +386,7 @@ impl Gathered {
 
     /// It as steps, each with its audit on the topic of that: what is left out of the commit is left out of the audit.
     fn take(&mut self, audit: Option<&TopicName>) -> Vec<Step> {
-        let now_ms = chrono::Utc::now().timestamp_millis();
+        let now_ms = now_ms();
         let gathered = std::mem::take(self).steps.into_values();
         let step = |(mut step, tally): (Step, Tally)| {
             if let Some(audit) = audit {
@@ -393,7 +411,7 @@ async fn wait_until(due: Option<Instant>) {
 mod tests {
     use authority::AccessPolicies;
     use rust_decimal::Decimal;
-    use schemas::{ModelName, ModelTerms, Record as _, Task, TopicId, TopicNames};
+    use schemas::{ModelName, ModelTerms, Operation, Record as _, Task, TopicId, TopicNames};
     use topics::{Assignment, Header, Record, TopicRef};
 
     use super::*;
@@ -550,5 +568,66 @@ mod tests {
             [(0, 0), (1, 0)],
             "where nothing is audited"
         );
+    }
+
+    #[test]
+    fn a_flood_is_audited_in_the_step_in_which_it_is_found_and_held_back_from_the_next_chunk_on() {
+        const TEN_MINUTES_MS: i64 = 600_000;
+        let partition = Partition {
+            topic: Arc::new(TopicRef {
+                name: TopicName::new("jobs").unwrap(),
+                id: TopicId::from_bytes([7; 16]),
+            }),
+            index: 0,
+        };
+        let mut policies = policies();
+        let throttle = |policy: &mut TenantPolicy| policy.abuse.throttle = true;
+        policies.tenants.values_mut().for_each(throttle);
+        let (mut departures, mut quotas) = (Departures::default(), Quotas::default());
+        let permissions = Permissions::of(Arc::new(AccessPolicies::built_in()));
+        // As the departures see it, the flood comes ten minutes from now, and nothing more is taken for as long.
+        let flood_ms = now_ms() + TEN_MINUTES_MS;
+        let begin_ms = flood_ms - 300 * TEN_MINUTES_MS;
+        departures.assigned([&partition], begin_ms);
+        let mut come = |jobs: usize, now_ms: i64| {
+            let record = Record {
+                offset: 42,
+                timestamp_ms: now_ms,
+                stamped_by_log: false,
+                key: None,
+                value: Some(r#"{"id":"a","tenant":"acme","model":"minilm","input":"x"}"#.into()),
+                headers: Vec::new(),
+            };
+            let chunk = Chunk {
+                partition: partition.clone(),
+                assignment: Assignment(0),
+                records: vec![record; jobs],
+            };
+            let identity = Identity::nowhere();
+            let (appends, mut tally) =
+                Service::decide_chunk(&policies, &identity, &permissions, &mut quotas, &chunk);
+            let counts = tally.counts();
+            tally.find(departures.see(&Seen::of(&chunk, &counts), &policies, &mut quotas, now_ms));
+            let mut gathered = Gathered::default();
+            gathered.add(appends, tally, &chunk);
+            let audit = policies.topics.audit();
+            let step = gathered.take(Some(&audit)).remove(0);
+            let of_audit = step.appends.into_iter().filter(|append| append.topic == audit);
+            of_audit
+                .flat_map(|append| AuditEvents::decode(append.value.as_deref().unwrap()).unwrap().0)
+                .map(|event| (event.operation, event.count, event.refused))
+                .collect::<Vec<_>>()
+        };
+        for interval in 0..300 {
+            let decided = (Operation::DecideJobs, 10, None);
+            assert_eq!(come(10, begin_ms + interval * TEN_MINUTES_MS), [decided]);
+        }
+        let decided = (Operation::DecideJobs, 500, None);
+        assert_eq!(
+            come(500, flood_ms),
+            [decided, (Operation::FindDeparture, 1, None)]
+        );
+        let throttled = (Operation::DecideJobs, 500, Some("throttled".to_owned()));
+        assert_eq!(come(500, flood_ms), [throttled]);
     }
 }

@@ -2,10 +2,14 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use schemas::{Actor, AuditEvent, ModelName, Operation, Origins, ReasonCode, Tenant};
+use schemas::{Actor, AuditEvent, Finding, Measure, ModelName, Operation, Origins, ReasonCode, Tenant};
 use topics::Partition;
 
-use crate::{Decided, Decision, metric_names};
+use crate::{
+    Decided, Decision,
+    departure::{Counts, Departure},
+    metric_names,
+};
 
 /// So many attempts to be somebody else, or to do what he may not, are told one by one of a commit and a partition, with what was wrong. Who makes
 /// more of them makes them by the thousand, and the audit must not grow by what somebody refused can send: the rest is
@@ -19,6 +23,7 @@ const NO_JOB: &str = "no_job";
 pub struct Tally {
     classes: BTreeMap<Class, Stretch>,
     attempts: Vec<Attempt>,
+    departures: Vec<Departure>,
 }
 
 /// Decisions that are alike.
@@ -41,6 +46,7 @@ enum Fate {
 #[derive(Debug, Clone, Copy)]
 struct Stretch {
     count: u64,
+    input_bytes: u64,
     first_offset: i64,
     last_offset: i64,
 }
@@ -68,12 +74,34 @@ impl Tally {
                 message: reason.message.to_string(),
             });
         }
+        let input_bytes = match &decided.decision {
+            Decision::Admit(job) => job.input.len() as u64,
+            Decision::Reject(_) | Decision::DeadLetter(_) => 0,
+        };
         let one = Stretch {
-            count: 1,
-            first_offset: offset,
-            last_offset: offset,
+            input_bytes,
+            ..Stretch::of_one(offset)
         };
         self.count(class, one);
+    }
+
+    /// Takes what was found to depart from the usual.
+    pub(crate) fn find(&mut self, departures: Vec<Departure>) {
+        self.departures.extend(departures);
+    }
+
+    /// What came of each tenant.
+    pub(crate) fn counts(&self) -> BTreeMap<Tenant, Counts> {
+        let mut counts: BTreeMap<Tenant, Counts> = BTreeMap::new();
+        for (Class { tenant, fate, .. }, stretch) in &self.classes {
+            let counts = counts.entry(tenant.clone()).or_default();
+            counts.add(Measure::Jobs, stretch.count);
+            counts.add(Measure::InputBytes, stretch.input_bytes);
+            if let Some(measure) = fate.departs_in() {
+                counts.add(measure, stretch.count);
+            }
+        }
+        counts
     }
 
     /// Counts what `later` has, of records that come after.
@@ -83,11 +111,18 @@ impl Tally {
         }
         let room = ATTEMPTS_TOLD_MAX - self.attempts.len();
         self.attempts.extend(later.attempts.into_iter().take(room));
+        self.departures.extend(later.departures);
     }
 
     fn count(&mut self, class: Class, more: Stretch) {
-        let same = self.classes.entry(class).or_insert(Stretch { count: 0, ..more });
+        let none = Stretch {
+            count: 0,
+            input_bytes: 0,
+            ..more
+        };
+        let same = self.classes.entry(class).or_insert(none);
         same.count += more.count;
+        same.input_bytes += more.input_bytes;
         same.last_offset = more.last_offset;
     }
 
@@ -112,7 +147,7 @@ impl Tally {
     }
 
     /// It as events of `time_ms`, on records of `source`: attempts one by one, and of each class the others. The counts of
-    /// all of them add up to the records.
+    /// all of them add up to the records. Then what departs from the usual.
     pub fn events(mut self, source: &Partition, time_ms: i64) -> Vec<AuditEvent> {
         let mut events = Vec::new();
         for Attempt {
@@ -124,19 +159,62 @@ impl Tally {
             if let Some(stretch) = self.classes.get_mut(&class) {
                 stretch.count -= 1;
             }
-            let one = Stretch {
-                count: 1,
-                first_offset: offset,
-                last_offset: offset,
-            };
             events.push(AuditEvent {
                 detail: Some(message),
-                ..class.event(source, one, time_ms)
+                ..class.event(source, Stretch::of_one(offset), time_ms)
             });
         }
         let rest = self.classes.iter().filter(|(_, stretch)| stretch.count > 0);
         events.extend(rest.map(|(class, stretch)| class.event(source, *stretch, time_ms)));
+        let departures = std::mem::take(&mut self.departures).into_iter();
+        events.extend(departures.map(|departure| event_of(departure, source, time_ms)));
         events
+    }
+}
+
+impl Stretch {
+    fn of_one(offset: i64) -> Self {
+        Self {
+            count: 1,
+            input_bytes: 0,
+            first_offset: offset,
+            last_offset: offset,
+        }
+    }
+
+    fn of(self, source: &Partition) -> Origins {
+        Origins {
+            topic: source.topic.name.clone(),
+            topic_id: source.topic.id,
+            partition: source.index,
+            first_offset: self.first_offset,
+            last_offset: self.last_offset,
+        }
+    }
+}
+
+fn event_of(departure: Departure, source: &Partition, time_ms: i64) -> AuditEvent {
+    let Departure {
+        tenant,
+        uid,
+        measure,
+        stage,
+        detail,
+        offset,
+    } = departure;
+    AuditEvent {
+        time_ms,
+        operation: Operation::FindDeparture,
+        actor: Actor::Tenant(tenant.clone()),
+        tenant: Some(tenant),
+        source: source.topic.name.to_string(),
+        count: 1,
+        refused: None,
+        detail: Some(detail),
+        policy: None,
+        model: None,
+        origins: Some(Stretch::of_one(offset).of(source)),
+        finding: Some(Finding { uid, measure, stage }),
     }
 }
 
@@ -158,11 +236,6 @@ impl Class {
     }
 
     fn event(&self, source: &Partition, stretch: Stretch, time_ms: i64) -> AuditEvent {
-        let Stretch {
-            count,
-            first_offset,
-            last_offset,
-        } = stretch;
         let (model, refused) = match &self.fate {
             Fate::Admitted(model) => (Some(model.clone()), None),
             Fate::Rejected(code) => (None, Some(code.as_str())),
@@ -174,23 +247,34 @@ impl Class {
             tenant: Some(self.tenant.clone()),
             actor: Actor::Tenant(self.tenant.clone()),
             source: source.topic.name.to_string(),
-            count,
+            count: stretch.count,
             refused: refused.map(str::to_owned),
             detail: None,
             policy: self.by.as_deref().map(str::to_owned),
             model,
-            origins: Some(Origins {
-                topic: source.topic.name.clone(),
-                topic_id: source.topic.id,
-                partition: source.index,
-                first_offset,
-                last_offset,
-            }),
+            origins: Some(stretch.of(source)),
+            finding: None,
         }
     }
 }
 
 impl Fate {
+    /// What such a fate counts as, beside a job. What wants for a quota says that the quota works, and a deadline
+    /// passes where ingest was away.
+    fn departs_in(&self) -> Option<Measure> {
+        match self {
+            Self::Admitted(_)
+            | Self::Rejected(
+                ReasonCode::BudgetExhausted
+                | ReasonCode::QueueFull
+                | ReasonCode::Throttled
+                | ReasonCode::DeadlinePassed,
+            ) => None,
+            Self::Rejected(_) if self.is_attempt() => Some(Measure::Attempts),
+            Self::Rejected(_) | Self::DeadLetter => Some(Measure::Rejections),
+        }
+    }
+
     /// Whether somebody may have tried to be somebody else, or to do what he may not: then it is told with what was wrong.
     fn is_attempt(&self) -> bool {
         let Self::Rejected(code) = self else { return false };

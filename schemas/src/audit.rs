@@ -35,6 +35,9 @@ pub struct AuditEvent {
     /// Among which records the jobs stood.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origins: Option<Origins>,
+    /// What departs from the usual; none where nothing was found but something done or refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finding: Option<Finding>,
 }
 
 /// What was asked for. Other people's queries rely on these words.
@@ -67,6 +70,9 @@ pub enum Operation {
     /// Dead letters to be put back.
     #[serde(rename = "dead-letters.replay")]
     ReplayDeadLetters,
+    /// Nothing: what a tenant sends departs from the usual, or does so no more.
+    #[serde(rename = "departures.find")]
+    FindDeparture,
 }
 
 impl Operation {
@@ -82,13 +88,16 @@ impl Operation {
             Self::ViewHealth => "health.view",
             Self::ViewMetrics => "metrics.view",
             Self::ReplayDeadLetters => "dead-letters.replay",
+            Self::FindDeparture => "departures.find",
         }
     }
 
     /// What it does to what is there.
     pub fn activity(self) -> Activity {
         match self {
-            Self::DecideJobs | Self::RequestJobs | Self::ReplayDeadLetters => Activity::Create,
+            Self::DecideJobs | Self::RequestJobs | Self::ReplayDeadLetters | Self::FindDeparture => {
+                Activity::Create
+            }
             Self::ViewHealth | Self::ViewMetrics => Activity::Read,
             Self::TakeTenants | Self::ApplyTenants | Self::TakeKeys | Self::TakeAccessPolicies => {
                 Activity::Update
@@ -137,6 +146,76 @@ pub struct Origins {
     pub last_offset: i64,
 }
 
+/// A departure of one tenant from what is usual of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// Tells this departure from all others: its begin and its end have the same.
+    pub uid: String,
+    /// In what it departs.
+    pub measure: Measure,
+    /// Whether it begins or ends.
+    pub stage: FindingStage,
+}
+
+/// What is usual or not of a tenant. Other people's queries rely on these words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Measure {
+    /// How many jobs come.
+    Jobs,
+    /// How many bytes of input are admitted.
+    InputBytes,
+    /// How many jobs are rejected because somebody may have tried to be somebody else.
+    Attempts,
+    /// How many jobs are rejected for what they are or ask for; not for want of a quota.
+    Rejections,
+    /// Jobs at an hour that usually has none.
+    OffHours,
+}
+
+impl Measure {
+    /// All of them.
+    pub const ALL: [Self; 5] = [
+        Self::Jobs,
+        Self::InputBytes,
+        Self::Attempts,
+        Self::Rejections,
+        Self::OffHours,
+    ];
+
+    /// The word in the column `finding_info.analytic.uid`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Jobs => "jobs",
+            Self::InputBytes => "input_bytes",
+            Self::Attempts => "attempts",
+            Self::Rejections => "rejections",
+            Self::OffHours => "off_hours",
+        }
+    }
+
+    /// What is found of it, in a few words.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Jobs => "more jobs than usual",
+            Self::InputBytes => "more input than usual",
+            Self::Attempts => "more attempts to be somebody else than usual",
+            Self::Rejections => "more rejected jobs than usual",
+            Self::OffHours => "jobs at an hour that usually has none",
+        }
+    }
+}
+
+/// Where a departure stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FindingStage {
+    /// It is told for the first time.
+    Begun,
+    /// All is as usual again.
+    Ended,
+}
+
 /// Events that cross a topic as one record, in order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -148,7 +227,8 @@ impl AuditEvent {
         const NAMES_AND_NUMBERS: usize = 1_024;
         let texts = [&self.refused, &self.detail, &self.policy];
         let texts: usize = texts.into_iter().flatten().map(String::len).sum();
-        NAMES_AND_NUMBERS + self.source.len() + texts
+        let finding = self.finding.as_ref().map_or(0, |finding| finding.uid.len());
+        NAMES_AND_NUMBERS + self.source.len() + texts + finding
     }
 }
 
@@ -208,6 +288,19 @@ mod tests {
                 first_offset: i64::MAX,
                 last_offset: i64::MAX,
             }),
+            finding: Some(Finding {
+                uid: "x".repeat(400),
+                measure: Measure::InputBytes,
+                stage: FindingStage::Begun,
+            }),
+        }
+    }
+
+    #[test]
+    fn a_word_for_programs_is_the_same_in_records_and_in_columns() {
+        for measure in Measure::ALL {
+            let in_records = serde_json::to_string(&measure).unwrap();
+            assert_eq!(in_records, format!("\"{}\"", measure.as_str()));
         }
     }
 

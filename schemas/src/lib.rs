@@ -26,7 +26,9 @@ mod usage;
 
 pub use access::{Action, Authority, Principal, Role, Ruling, Submission, User};
 pub use admitted::{AdmittedJob, AdmittedJobs};
-pub use audit::{Activity, Actor, AuditEvent, AuditEvents, Operation, Origins};
+pub use audit::{
+    Activity, Actor, AuditEvent, AuditEvents, Finding, FindingStage, Measure, Operation, Origins,
+};
 pub use embedding::Embedding;
 pub use job::{Job, Priority};
 pub use names::{InvalidName, JobId, ModelName, Pool, Tenant};
@@ -35,7 +37,7 @@ pub use outcome::{
     Common, DeviceShare, Digest, Engine, Group, Outcome, Outcomes, Reason, ReasonCode, Row, Run, Task,
     Verdict,
 };
-pub use policy::{Budget, ModelTerms, Policies, Rate, TenantPolicy, TenantSet, Tenants};
+pub use policy::{Abuse, Budget, ModelTerms, Policies, Rate, TenantPolicy, TenantSet, Tenants};
 pub use record::{DecodeError, Record};
 pub use text::Text;
 pub use topic::{Door, TopicId, TopicName, TopicNames};

@@ -276,6 +276,8 @@ pub enum ReasonCode {
     BudgetExhausted,
     /// As much of the tenant's work waits as may.
     QueueFull,
+    /// The tenant sends far more than usual, and its policy has a limit for that.
+    Throttled,
     /// The deadline is not a time in RFC 3339.
     InvalidDeadline,
     /// The deadline had passed.
@@ -306,6 +308,7 @@ impl ReasonCode {
             Self::LabelsTooLarge => "labels_too_large",
             Self::BudgetExhausted => "budget_exhausted",
             Self::QueueFull => "queue_full",
+            Self::Throttled => "throttled",
             Self::InvalidDeadline => "invalid_deadline",
             Self::DeadlinePassed => "deadline_passed",
             Self::InferenceFailed => "inference_failed",
@@ -470,6 +473,7 @@ mod tests {
             LabelsTooLarge,
             BudgetExhausted,
             QueueFull,
+            Throttled,
             InvalidDeadline,
             DeadlinePassed,
             InferenceFailed,

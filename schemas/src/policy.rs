@@ -72,6 +72,9 @@ pub struct TenantPolicy {
     /// How many records of the tenant's work may wait or be under way, each with up to 8 KiB of jobs; none: any number.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub queue_records_max: Option<NonZeroU32>,
+    /// What departs from the usual, and what becomes of it.
+    #[serde(skip_serializing_if = "Abuse::is_default")]
+    pub abuse: Abuse,
     /// Stand on every outcome of the tenant, in the place of the job's own labels of these names.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
@@ -89,6 +92,7 @@ impl Default for TenantPolicy {
             rate: None,
             budget: None,
             queue_records_max: None,
+            abuse: Abuse::default(),
             labels: BTreeMap::new(),
         }
     }
@@ -132,6 +136,34 @@ pub struct Budget {
     /// In a UTC month.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub per_month: Option<Decimal>,
+}
+
+/// When a tenant's use is told to depart from the usual, and whether what comes above that is rejected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Abuse {
+    /// Whether departures are looked for.
+    pub detect: bool,
+    /// More than so many times the usual departs from it.
+    pub times_usual: NonZeroU32,
+    /// Whether jobs that come above that are rejected until the interval is over.
+    pub throttle: bool,
+}
+
+impl Default for Abuse {
+    fn default() -> Self {
+        Self {
+            detect: true,
+            times_usual: NonZeroU32::new(3).expect("not zero"),
+            throttle: false,
+        }
+    }
+}
+
+impl Abuse {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// What one model does, and what it costs.

@@ -78,7 +78,9 @@ pub fn costs() -> SchemaRef {
 
 /// What was done and decided: one row an event, in the columns of the Open Cybersecurity Schema Framework's API Activity,
 /// 1.7, with its profiles `datetime` and `ai_operation` (<https://schema.ocsf.io/1.7.0/classes/api_activity>), our own
-/// prefixed `x_`. [`AUDIT_HASH`] chains the rows of a partition together.
+/// prefixed `x_`. A departure from the usual is a Detection Finding
+/// (<https://schema.ocsf.io/1.7.0/classes/detection_finding>), and alone has `finding_info`. [`AUDIT_HASH`] chains the rows of a
+/// partition together.
 pub fn audit() -> SchemaRef {
     table([
         required("activity_id", DataType::Int32),
@@ -105,6 +107,7 @@ pub fn audit() -> SchemaRef {
         required("x_record_offset", DataType::Int64),
         required("x_record_index", DataType::Int32),
         required(AUDIT_HASH, DataType::Utf8),
+        nullable("finding_info", audit_finding()),
     ])
 }
 
@@ -138,6 +141,18 @@ fn audit_model() -> DataType {
     group([
         required("ai_provider", DataType::Utf8),
         required("name", DataType::Utf8),
+    ])
+}
+
+fn audit_finding() -> DataType {
+    let analytic = group([
+        required("type_id", DataType::Int32),
+        required("uid", DataType::Utf8),
+    ]);
+    group([
+        required("uid", DataType::Utf8),
+        required("title", DataType::Utf8),
+        required("analytic", analytic),
     ])
 }
 

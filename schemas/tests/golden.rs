@@ -10,10 +10,10 @@ use std::{
 };
 
 use schemas::{
-    Actor, AdmittedJob, AdmittedJobs, AuditEvent, AuditEvents, Budget, Common, DecodeError, DeviceShare,
-    Digest, Engine, JobId, ModelName, Operation, Origin, Origins, Outcome, Outcomes, Pool, Priority, Rate,
-    Reason, ReasonCode, Record, Route, Row, Run, Task, Tenant, TenantPolicy, TenantSet, TopicId, TopicName,
-    Verdict,
+    Abuse, Actor, AdmittedJob, AdmittedJobs, AuditEvent, AuditEvents, Budget, Common, DecodeError,
+    DeviceShare, Digest, Engine, Finding, FindingStage, JobId, Measure, ModelName, Operation, Origin,
+    Origins, Outcome, Outcomes, Pool, Priority, Rate, Reason, ReasonCode, Record, Route, Row, Run, Task,
+    Tenant, TenantPolicy, TenantSet, TopicId, TopicName, Verdict,
 };
 use serde::Deserialize;
 
@@ -278,6 +278,7 @@ fn audit_events_keep_their_bytes() {
             first_offset: origin().offset,
             last_offset: origin().offset + 7,
         }),
+        finding: None,
     };
     let others = [
         (Operation::RequestJobs, Actor::Unknown),
@@ -325,7 +326,54 @@ fn refused(operation: Operation) -> AuditEvent {
         policy: Some("known-people-only".to_owned()),
         model: None,
         origins: None,
+        finding: None,
     }
+}
+
+#[test]
+fn findings_keep_their_bytes() {
+    let begun = AuditEvent {
+        time_ms: 1_790_000_000_123,
+        operation: Operation::FindDeparture,
+        tenant: Some(Tenant::new("acme").unwrap()),
+        actor: Actor::Tenant(Tenant::new("acme").unwrap()),
+        source: "jobs".to_owned(),
+        count: 1,
+        refused: None,
+        detail: Some("more jobs than usual: 1201 in 10 minutes, and at most 300 are usual".to_owned()),
+        policy: None,
+        model: None,
+        origins: None,
+        finding: Some(Finding {
+            uid: "1790000000123-acme-jobs".to_owned(),
+            measure: Measure::Jobs,
+            stage: FindingStage::Begun,
+        }),
+    };
+    let ended = AuditEvent {
+        finding: begun.finding.clone().map(|finding| Finding {
+            stage: FindingStage::Ended,
+            ..finding
+        }),
+        ..begun.clone()
+    };
+    let events = AuditEvents(vec![begun, ended]);
+    check(&events, &golden(&events, "audit-findings.v1.bin"));
+}
+
+#[test]
+fn a_set_of_tenants_that_are_throttled_keeps_its_bytes() {
+    let acme = TenantPolicy {
+        abuse: Abuse {
+            detect: true,
+            times_usual: 5.try_into().unwrap(),
+            throttle: true,
+        },
+        priority_max: Priority::High,
+        ..TenantPolicy::default()
+    };
+    let set = TenantSet(BTreeMap::from([(Tenant::new("acme").unwrap(), acme)]));
+    check(&set, &golden(&set, "tenant-set-throttled.v1.bin"));
 }
 
 #[test]

@@ -19,9 +19,9 @@ use object_store::{
     memory::InMemory, path::Path,
 };
 use schemas::{
-    Actor, AuditEvent, AuditEvents, Common, DeviceShare, Digest, Engine, JobId, ModelName, Operation,
-    Origins, Outcome, Outcomes, Record as _, Route, Row, Run, Task, Tenant, TopicId, TopicName, TopicNames,
-    Verdict,
+    Actor, AuditEvent, AuditEvents, Common, DeviceShare, Digest, Engine, Finding, FindingStage, JobId,
+    Measure, ModelName, Operation, Origins, Outcome, Outcomes, Record as _, Route, Row, Run, Task, Tenant,
+    TopicId, TopicName, TopicNames, Verdict,
 };
 use tokio_util::sync::CancellationToken;
 use topics::{Append, Topics, local::LocalTopics};
@@ -34,7 +34,7 @@ use crate::{
 const PARTITIONS: u32 = 2;
 const OUTCOMES: i64 = 24;
 pub(crate) const AUDIT_RECORDS: usize = 10;
-pub(crate) const EVENTS_A_RECORD: usize = 3;
+pub(crate) const EVENTS_A_RECORD: usize = 4;
 
 const MIDNIGHT_MS: i64 = 1_790_035_200_000;
 
@@ -293,6 +293,7 @@ fn events(number: usize) -> AuditEvents {
         policy: Some("submitters".to_owned()),
         model: Some(ModelName::new("minilm").unwrap()),
         origins: Some(origins),
+        finding: None,
     };
     let refused = AuditEvent {
         refused: Some("tenant_mismatch".to_owned()),
@@ -310,7 +311,23 @@ fn events(number: usize) -> AuditEvents {
         origins: None,
         ..decided.clone()
     };
-    AuditEvents(vec![decided, refused, taken])
+    let found = AuditEvent {
+        operation: Operation::FindDeparture,
+        detail: Some("more jobs than usual".to_owned()),
+        policy: None,
+        model: None,
+        finding: Some(Finding {
+            uid: format!("{number}-acme-jobs"),
+            measure: Measure::Jobs,
+            stage: if number.is_multiple_of(2) {
+                FindingStage::Begun
+            } else {
+                FindingStage::Ended
+            },
+        }),
+        ..decided.clone()
+    };
+    AuditEvents(vec![decided, refused, taken, found])
 }
 
 /// Runs a sink until it has nothing left to do, or fails. Its files are small, so that a partition takes several ranges.

@@ -250,6 +250,7 @@ fn event(operation: Operation, actor: Actor, source: &str, detail: String) -> Au
         policy: None,
         model: None,
         origins: None,
+        finding: None,
     }
 }
 

@@ -9,50 +9,89 @@ use arrow_array::{
 };
 use arrow_buffer::{NullBuffer, OffsetBuffer};
 use arrow_schema::{DataType, Fields, Schema};
-use schemas::{Activity, Actor, AuditEvent, Digest, Origins, tables};
+use schemas::{Activity, Actor, AuditEvent, Digest, Finding, FindingStage, Origins, tables};
 
 /// The version of OCSF whose words these are.
 const OCSF_VERSION: &str = "1.7.0";
 const PRODUCT: &str = "Tributary";
-/// "Application Activity", and in it "API Activity".
-const CATEGORY_UID: i32 = 6;
-const CLASS_UID: i32 = 6003;
-const SUCCESS: i32 = 1;
-const FAILURE: i32 = 2;
-/// "Informational": what an operator makes of it is up to him.
-const SEVERITY_ID: i32 = 1;
+/// "Statistical": how a finding was made.
+const STATISTICAL: i32 = 3;
+
+/// What an event is in OCSF.
+struct Kind {
+    category_uid: i32,
+    class_uid: i32,
+    activity_id: i32,
+    severity_id: i32,
+    status_id: i32,
+}
+
+impl Kind {
+    fn of(event: &AuditEvent) -> Self {
+        match &event.finding {
+            Some(finding) => Self::of_finding(finding.stage),
+            None => Self::of_activity(event),
+        }
+    }
+
+    /// "API Activity" of "Application Activity": "Create", "Read" or "Update", which came out as "Success" or "Failure". It is
+    /// "Informational": what an operator makes of it is up to him.
+    fn of_activity(event: &AuditEvent) -> Self {
+        Self {
+            category_uid: 6,
+            class_uid: 6_003,
+            activity_id: match event.operation.activity() {
+                Activity::Create => 1,
+                Activity::Read => 2,
+                Activity::Update => 3,
+            },
+            severity_id: 1,
+            status_id: if event.refused.is_none() { 1 } else { 2 },
+        }
+    }
+
+    /// "Detection Finding" of "Findings": a "Create" of "Medium" severity is "New", and a "Close" is "Resolved".
+    fn of_finding(stage: FindingStage) -> Self {
+        let (activity_id, severity_id, status_id) = match stage {
+            FindingStage::Begun => (1, 3, 1),
+            FindingStage::Ended => (3, 1, 4),
+        };
+        Self {
+            category_uid: 2,
+            class_uid: 2_004,
+            activity_id,
+            severity_id,
+            status_id,
+        }
+    }
+
+    fn type_uid(&self) -> i64 {
+        i64::from(self.class_uid) * 100 + i64::from(self.activity_id)
+    }
+}
 
 /// The rows of the record at `offset`, without their hashes.
 pub(super) fn of(offset: i64, events: &[AuditEvent]) -> RecordBatch {
-    let integers = |of: &dyn Fn(&AuditEvent) -> i32| -> ArrayRef {
-        Arc::new(Int32Array::from_iter_values(events.iter().map(of)))
-    };
+    let kinds: Vec<Kind> = events.iter().map(Kind::of).collect();
+    let integers =
+        |of: fn(&Kind) -> i32| -> ArrayRef { Arc::new(Int32Array::from_iter_values(kinds.iter().map(of))) };
     let longs = |of: &dyn Fn(&AuditEvent) -> Option<i64>| -> ArrayRef {
         Arc::new(events.iter().map(of).collect::<Int64Array>())
-    };
-    let activity = |event: &AuditEvent| match event.operation.activity() {
-        Activity::Create => 1,
-        Activity::Read => 2,
-        Activity::Update => 3,
-    };
-    let status = |event: &AuditEvent| match event.refused {
-        None => SUCCESS,
-        Some(_) => FAILURE,
     };
     let times = events.iter().map(|event| event.time_ms.saturating_mul(1_000));
     let origins = |of: fn(&Origins) -> i64| longs(&move |event| event.origins.as_ref().map(of));
     let partitions = events.iter().map(|event| Some(event.origins.as_ref()?.partition));
     let indexes = 0..i32::try_from(events.len()).expect("a record has fewer events than bytes");
     let columns: Vec<ArrayRef> = vec![
-        integers(&activity),
-        integers(&|_| CATEGORY_UID),
-        integers(&|_| CLASS_UID),
-        longs(&|event| Some(i64::from(CLASS_UID) * 100 + i64::from(activity(event)))),
-        integers(&|_| SEVERITY_ID),
+        integers(|kind| kind.activity_id),
+        integers(|kind| kind.category_uid),
+        integers(|kind| kind.class_uid),
+        Arc::new(Int64Array::from_iter_values(kinds.iter().map(Kind::type_uid))),
+        integers(|kind| kind.severity_id),
         longs(&|event| Some(event.time_ms)),
         Arc::new(TimestampMicrosecondArray::from_iter_values(times).with_timezone("UTC")),
         longs(&|event| Some(i64::try_from(event.count).unwrap_or(i64::MAX))),
-        integers(&status),
+        integers(|kind| kind.status_id),
         texts(events, |event| event.refused.clone()),
         texts(events, |event| event.detail.clone()),
         metadata(events),
@@ -75,9 +114,14 @@ pub(super) fn of(offset: i64, events: &[AuditEvent]) -> RecordBatch {
         origins(|origins| origins.last_offset),
         longs(&|_| Some(offset)),
         Arc::new(Int32Array::from_iter_values(indexes)),
+        finding(events),
     ];
     let table = tables::audit();
-    let fields: Fields = table.fields()[..columns.len()].into();
+    let fields = table
+        .fields()
+        .iter()
+        .filter(|field| field.name() != tables::AUDIT_HASH);
+    let fields: Fields = fields.cloned().collect();
     RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).expect("the columns are those of the table")
 }
 
@@ -85,8 +129,12 @@ pub(super) fn of(offset: i64, events: &[AuditEvent]) -> RecordBatch {
 pub(super) fn with_hashes(rows: &RecordBatch, hashes: &[Digest]) -> RecordBatch {
     let mut columns = rows.columns().to_vec();
     let hashes = hashes.iter().map(Digest::to_string);
-    columns.push(Arc::new(StringArray::from_iter_values(hashes)));
-    RecordBatch::try_new(tables::audit(), columns).expect("a hash a row")
+    let table = tables::audit();
+    let (at, _) = table
+        .column_with_name(tables::AUDIT_HASH)
+        .expect("the table has hashes");
+    columns.insert(at, Arc::new(StringArray::from_iter_values(hashes)));
+    RecordBatch::try_new(table, columns).expect("a hash a row")
 }
 
 fn texts(events: &[AuditEvent], of: impl Fn(&AuditEvent) -> Option<String>) -> ArrayRef {
@@ -186,4 +234,31 @@ fn model(events: &[AuditEvent]) -> ArrayRef {
     let providers = texts(events, |_| Some(PRODUCT.to_owned()));
     let present = events.iter().map(|event| event.model.is_some()).collect();
     field("ai_model", &[providers, names], Some(present))
+}
+
+fn finding(events: &[AuditEvent]) -> ArrayRef {
+    let table = tables::audit();
+    let of = table
+        .field_with_name("finding_info")
+        .expect("the table has this column");
+    let text = |of: fn(&Finding) -> &str| {
+        texts(events, move |event| {
+            Some(
+                event
+                    .finding
+                    .as_ref()
+                    .map_or(String::new(), |finding| of(finding).to_owned()),
+            )
+        })
+    };
+    let statistical: ArrayRef = Arc::new(Int32Array::from(vec![STATISTICAL; events.len()]));
+    let analytic = [statistical, text(|finding| finding.measure.as_str())];
+    let analytic = inner(of.data_type(), "analytic", &analytic, None);
+    let present = events.iter().map(|event| event.finding.is_some()).collect();
+    let columns = [
+        text(|finding| &finding.uid),
+        text(|finding| finding.measure.title()),
+        analytic,
+    ];
+    group(of.data_type(), &columns, Some(present))
 }

@@ -215,6 +215,7 @@ mod tests {
             rate = { work_units_per_s = 2000, burst_work_units = 10000 }
             budget = { per_day = "12.50", per_month = "200" }
             queue_records_max = 5000
+            abuse = { throttle = true }
             labels = { cost-centre = "17" }
 
             [tenants.globex]
@@ -233,6 +234,7 @@ mod tests {
             (Some(Decimal::new(1_250, 2)), Some(Decimal::new(200, 0)))
         );
         assert_eq!(acme.queue_records_max.map(|records| records.get()), Some(5_000));
+        assert!(acme.abuse.throttle && acme.abuse.detect && acme.abuse.times_usual.get() == 3);
         let rate = acme.rate.unwrap();
         assert_eq!(
             (rate.work_units_per_s.get(), rate.burst_work_units().get()),
@@ -297,6 +299,14 @@ mod tests {
             (
                 "[tenants.acme]\nqueue_records_max = 0\n",
                 "line 2: setting `tenants.acme.queue_records_max`: invalid value",
+            ),
+            (
+                "[tenants.acme]\nabuse = { throtle = true }\n",
+                "line 2: unknown setting `tenants.acme.abuse.throtle`",
+            ),
+            (
+                "[tenants.acme.abuse]\ndetect = true\ntimes_usual = 0\n",
+                "line 3: setting `tenants.acme.abuse.times_usual`: invalid value",
             ),
             (
                 "[tenants.acme]\npriority_max = 'top'\n",
