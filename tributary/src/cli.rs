@@ -59,7 +59,7 @@ pub(crate) enum Command {
     Tenants(TenantsCommand),
     /// Show, check or test the access policies: who may do what
     ///
-    /// Policies are written in Cedar (https://docs.cedarpolicy.com). Those in force stand in the file of
+    /// Policies are written in Cedar (docs.cedarpolicy.com). Those in force stand in the file of
     /// `authority.policies`, or are built in.
     #[command(subcommand)]
     Policy(PolicyCommand),
@@ -207,7 +207,7 @@ pub(crate) enum PolicyCommand {
     },
     /// Ask the policies what a test file asks, and compare the answers
     ///
-    /// The file has a table [[case]] a question; deploy/policies.test.toml is an example. Exits with 1 where an answer is
+    /// The file has a table named case for each question; deploy/policies.test.toml is an example. Exits with 1 where an answer is
     /// another than expected, and says which policies decided.
     Test {
         /// The test file
