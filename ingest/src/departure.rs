@@ -102,7 +102,7 @@ impl Departures {
         }
     }
 
-    /// Counts what was decided at `now_ms`, in milliseconds since 1970 UTC, and tells what begins or ends with it. Who is
+    /// Counts what was decided at `now_ms`, in milliseconds since 1970 UTC, and answers what begins or ends with it. Who is
     /// above his limit, and is to be throttled, has no more taken of him until the interval is over.
     pub(crate) fn see(
         &mut self,
@@ -120,15 +120,13 @@ impl Departures {
             found.extend(door.count(seen, policies));
             door.throttle(seen, policies, quotas);
         }
-        for departure in &found {
-            departure.tell();
-        }
         found
     }
 }
 
 impl Departure {
-    fn tell(&self) {
+    /// Says it in the log and the metrics.
+    pub(crate) fn tell(&self) {
         let Self {
             tenant,
             measure,

@@ -20,7 +20,7 @@ use topics::{
 
 use crate::{
     Decision, GroupOf, InForce, Permissions, Received, decide,
-    departure::{Departures, Seen},
+    departure::{Departure, Departures, Seen},
     identity::{Identity, without_token},
     look::{keep_looking, moment},
     metric_names,
@@ -226,7 +226,9 @@ impl Service {
                             Self::decide_chunk(&in_force, &identity, &permissions, &mut quotas, &chunk);
                         let counts = tally.counts();
                         let seen = Seen::of(&chunk, &counts);
-                        tally.find(departures.see(&seen, &in_force, &mut quotas, now_ms()));
+                        let found = departures.see(&seen, &in_force, &mut quotas, now_ms());
+                        found.iter().for_each(Departure::tell);
+                        tally.find(found);
                         gathered.add(appends, tally, &chunk);
                         if gathered.is_full(&self.config) && commits.is_idle() {
                             commit_began = Instant::now();
