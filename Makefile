@@ -38,7 +38,8 @@ stories: weights ## Run the stories on a real Apache Kafka and a real S3 server
 	cargo build $(CARGO_PROFILE) -p tributary
 	cargo test $(CARGO_PROFILE) -p stories --features kafka --test pipeline --test pools --test quotas -- --test-threads=1
 
-conformance: ## Hold Kafka topics to the conformance suite
+conformance: ## Test Kafka topics, and hold them to the conformance suite
+	cargo test $(CARGO_PROFILE) -p topics --features kafka --lib
 	tests/kafka/fetch
 	cargo test $(CARGO_PROFILE) -p stories --features kafka --test kafka_conformance
 
