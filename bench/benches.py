@@ -187,21 +187,41 @@ def memory(args):
 
 def guarantee(args):
     """What transactions cost: the same pipeline with them and without, where a repetition is left to the sink to drop."""
-    rounds, count = (3, 200_000) if args.quick else (5, 400_000)
-    speeds = {"transactional": [], "idempotent": []}
+    compare(args, "guarantee", "processor.delivery", ("transactional", "idempotent"))
+
+
+def audit(args):
+    """What the audit costs: the same pipeline with it and without."""
+    compare(args, "audit", "audit.enabled", ("true", "false"))
+
+
+def compare(args, name, key, values):
+    """The pass-through pipeline with two values of a setting, the second of which is what the first is held against."""
+    rounds, count = (3, 200_000) if args.quick else (7, 400_000)
     settings = ["sink.flush_interval_ms=1000", *args.set]
+    runs = {value: [] for value in values}
     with Broker() as broker:
         jobs.produce(broker, "jobs", JOBS_PARTITIONS, jobs.short_texts(), count)
         warm(broker, count, settings)
         for number in range(rounds):
-            for delivery, runs in speeds.items():
-                how = [*settings, f"processor.delivery={delivery}"]
-                runs.append(run_services(broker, f"{delivery}{number}", "passthrough:384", count, how))
-            print(f"round {number + 1}: " + ", ".join(f"{name} {runs[-1]['jobs_per_s']:.0f} jobs/s" for name, runs in speeds.items()), flush=True)
-    ratio = median(one["jobs_per_s"] / other["jobs_per_s"] for one, other in zip(*speeds.values()))
-    rows = [[name, *per_s(runs, "jobs_per_s"), shown] for (name, runs), shown in zip(speeds.items(), [f"{ratio:.2f}", "1"])]
-    text = f"{count} jobs, medians of {rounds} pairs\n\n"
-    report.finish("guarantee", {"jobs": count, **speeds}, text + table(["processor.delivery", "jobs/s", "of idempotent"], rows))
+            # Each is first as often as the other, since what comes later finds a broker with more behind it.
+            for value in values if number % 2 == 0 else reversed(values):
+                runs[value].append(run_services(broker, f"{name}-{value}{number}", "passthrough:384", count, [*settings, f"{key}={value}"]))
+            print(f"round {number + 1}: " + ", ".join(f"{value} {of[-1]['jobs_per_s']:.0f} jobs/s" for value, of in runs.items()), flush=True)
+    one, other = (runs[value] for value in values)
+
+    def ratio(of):
+        return f"{median(of(a) / of(b) for a, b in zip(one, other)):.3f}"
+
+    def cpu_us(run):
+        return sum(run["cpu_us_per_job"].values())
+
+    rows = [
+        [value, *per_s(of, "jobs_per_s"), jobs_ratio, f"{median(map(cpu_us, of)):.2f}", cpu_ratio]
+        for (value, of), jobs_ratio, cpu_ratio in zip(runs.items(), (ratio(lambda run: run["jobs_per_s"]), "1"), (ratio(cpu_us), "1"))
+    ]
+    text = f"{count} jobs, medians of {rounds} pairs; CPU in microseconds a job, broker included\n\n"
+    report.finish(name, {"jobs": count, **runs}, text + table([key, "jobs/s", f"of {values[1]}", "CPU", f"of {values[1]}"], rows))
 
 
 def recovery(args):
@@ -235,7 +255,7 @@ def mib(size_bytes):
     return f"{size_bytes / 2**20:.0f}"
 
 
-BENCHES = {"cpu": cpu.cpu, "embedded": embedded, "kafka-model": kafka_model, "passthrough": passthrough, "memory": memory, "guarantee": guarantee, "recovery": recovery, "scheduler": scheduler, "flood": flood.flood, "tenants": tenants.tenants, "gpu": gpu.gpu}
+BENCHES = {"cpu": cpu.cpu, "embedded": embedded, "kafka-model": kafka_model, "passthrough": passthrough, "memory": memory, "guarantee": guarantee, "audit": audit, "recovery": recovery, "scheduler": scheduler, "flood": flood.flood, "tenants": tenants.tenants, "gpu": gpu.gpu}
 
 if __name__ == "__main__":
     CACHE.mkdir(parents=True, exist_ok=True)

@@ -51,8 +51,8 @@ filter = "warn"
         return Service(stage, self)
 
     def groups(self):
-        """The consumer groups, and how many partitions each has to read, the jobs' aside."""
-        outcomes = len(self.tenants) * PARTITIONS + 1
+        """The consumer groups, and how many partitions each has to read, those of jobs and of the audit aside."""
+        outcomes = len(self.tenants) * PARTITIONS
         return {f"{self.name}-processor-shared": len(self.tenants) * PARTITIONS, f"{self.name}-sink": outcomes}
 
     def remove(self):
