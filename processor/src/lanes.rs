@@ -39,9 +39,22 @@ pub(crate) struct Budget {
     pub(crate) lanes_max: NonZeroUsize,
 }
 
-/// A record of work that waits for its turn.
+/// Work that waits for its turn: what a turn must know. The rest stands elsewhere, so that the queues of many lanes are short in
+/// memory and find room in the nearer caches.
 #[derive(Debug)]
 pub(crate) struct Waiting {
+    /// The record's size, in bytes.
+    pub(crate) bytes: usize,
+    /// How many jobs it has, by its own account.
+    jobs: u64,
+    /// What it will be in work units, about.
+    pub(crate) estimate: u64,
+    pub(crate) delivery: Box<Delivery>,
+}
+
+/// A record of work as it was delivered.
+#[derive(Debug)]
+pub(crate) struct Delivery {
     /// The tenant whose lane it waited in.
     pub(crate) tenant: Tenant,
     priority: Priority,
@@ -49,14 +62,7 @@ pub(crate) struct Waiting {
     pub(crate) source: Partition,
     /// The handing-over under which it was read.
     pub(crate) assignment: Assignment,
-    /// The record. It stands elsewhere, so that a queue is short in memory and a turn, which need not know it, has less to move.
-    pub(crate) record: Box<Record>,
-    /// The record's size, in bytes.
-    pub(crate) bytes: usize,
-    /// How many jobs it has, by its own account.
-    jobs: u64,
-    /// What it will be in work units, about.
-    pub(crate) estimate: u64,
+    pub(crate) record: Record,
 }
 
 /// What the lanes gave for one window.
@@ -158,16 +164,18 @@ impl Lanes {
             if is_held_back {
                 self.held_back_bytes += bytes;
             }
-            let (source, assignment) = (chunk.partition.clone(), chunk.assignment);
-            let waiting = Waiting {
+            let delivery = Delivery {
                 tenant: tenant.clone(),
                 priority,
-                source,
-                assignment,
-                record: Box::new(record),
+                source: chunk.partition.clone(),
+                assignment: chunk.assignment,
+                record,
+            };
+            let waiting = Waiting {
                 bytes,
                 jobs,
                 estimate,
+                delivery: Box::new(delivery),
             };
             lane.queue.push_back(priority, waiting);
         }
@@ -191,10 +199,11 @@ impl Lanes {
         let (bytes, held_back_bytes) = (&mut self.bytes, &mut self.held_back_bytes);
         self.lanes.retain(|tenant, lane| {
             let before = lane.all_bytes();
-            lane.queue.retain(|waiting| !partitions.contains(&waiting.source));
+            lane.queue
+                .retain(|waiting| !partitions.contains(&waiting.delivery.source));
             (lane.bytes, lane.work) = ([0; 3], 0);
             for waiting in lane.queue.iter() {
-                lane.bytes[waiting.priority as usize] += waiting.bytes;
+                lane.bytes[waiting.delivery.priority as usize] += waiting.bytes;
                 lane.work += waiting.estimate;
             }
             let forgotten = before - lane.all_bytes();
@@ -277,15 +286,15 @@ impl Lanes {
                 break;
             };
             let lane = self.lanes.get_mut(&tenant).expect("whose turn it is has work");
-            let waiting = lane.queue.pop_front().expect("whose turn it is has work");
-            lane.bytes[waiting.priority as usize] -= waiting.bytes;
+            let (priority, waiting) = lane.queue.pop_front().expect("whose turn it is has work");
+            lane.bytes[priority as usize] -= waiting.bytes;
             lane.work -= waiting.estimate;
             self.bytes -= waiting.bytes;
             bytes += waiting.bytes;
             jobs += waiting.jobs;
             self.rates.charge(&tenant, waiting.estimate, now);
             let goes_on = !lane.queue.is_empty() && !self.rates.hold_back(&tenant, now);
-            round.serve(&tenant, waiting.estimate, goes_on);
+            round.serve(waiting.estimate, goes_on);
             if lane.queue.is_empty() {
                 self.lanes.remove(&tenant);
             } else if !goes_on {
@@ -397,7 +406,10 @@ mod tests {
     }
 
     fn tenants_of(window: &[Waiting]) -> Vec<String> {
-        window.iter().map(|waiting| waiting.tenant.to_string()).collect()
+        window
+            .iter()
+            .map(|waiting| waiting.delivery.tenant.to_string())
+            .collect()
     }
 
     #[test]
@@ -506,7 +518,10 @@ mod tests {
             chunk(0, 1, 0..2)
         ));
         let window = take(&mut lanes, 3);
-        let sources: Vec<i32> = window.iter().map(|waiting| waiting.source.index).collect();
+        let sources: Vec<i32> = window
+            .iter()
+            .map(|waiting| waiting.delivery.source.index)
+            .collect();
         assert_eq!(sources, [1, 1, 0], "the high ones first");
         assert_eq!(lanes.resumable(), []);
     }
@@ -718,7 +733,7 @@ mod tests {
         lanes.forget(&[partition(0, 0)]);
         let window = take(&mut lanes, 10);
         assert_eq!(window.len(), 3);
-        assert!(window.iter().all(|waiting| waiting.source.index == 1));
+        assert!(window.iter().all(|waiting| waiting.delivery.source.index == 1));
         assert!(lanes.is_empty());
         assert_eq!(lanes.bytes(), 0);
     }
@@ -811,8 +826,11 @@ mod tests {
             |window: &[Waiting]| tenants_of(window).iter().filter(|tenant| *tenant == "t0").count();
         let window = take(&mut lanes, 30);
         assert_eq!(of_first(&window), 20);
-        for Waiting { tenant, estimate, .. } in window {
-            settle(&mut lanes, &tenant, estimate, estimate);
+        for Waiting {
+            delivery, estimate, ..
+        } in window
+        {
+            settle(&mut lanes, &delivery.tenant, estimate, estimate);
         }
         lanes.reweigh(|_| weight(1));
         let first = of_first(&take(&mut lanes, 30));
@@ -858,8 +876,11 @@ mod tests {
             ));
         }
         for _ in 0..4 {
-            for Waiting { tenant, estimate, .. } in take(&mut lanes, 25) {
-                settle(&mut lanes, &tenant, estimate, estimate);
+            for Waiting {
+                delivery, estimate, ..
+            } in take(&mut lanes, 25)
+            {
+                settle(&mut lanes, &delivery.tenant, estimate, estimate);
             }
         }
         assert_eq!((lanes.lanes.len(), lanes.turns.accounts()), (1, 1));
@@ -891,8 +912,11 @@ mod tests {
                 ));
             }
             while !lanes.is_empty() {
-                for Waiting { tenant, estimate, .. } in lanes.take(budget, Instant::now()).waiting {
-                    settle(&mut lanes, &tenant, estimate, estimate);
+                for Waiting {
+                    delivery, estimate, ..
+                } in lanes.take(budget, Instant::now()).waiting
+                {
+                    settle(&mut lanes, &delivery.tenant, estimate, estimate);
                 }
             }
             let idle_bytes = (resident_bytes() - before_bytes) / tenants;
@@ -914,8 +938,11 @@ mod tests {
                 let window = lanes.take(budget, Instant::now()).waiting;
                 let mut spent = began.elapsed();
                 let mut works: BTreeMap<Tenant, u64> = BTreeMap::new();
-                for Waiting { tenant, estimate, .. } in window {
-                    *works.entry(tenant).or_default() += estimate;
+                for Waiting {
+                    delivery, estimate, ..
+                } in window
+                {
+                    *works.entry(delivery.tenant).or_default() += estimate;
                 }
                 let began = std::time::Instant::now();
                 for (tenant, estimate) in &works {
@@ -960,8 +987,8 @@ mod tests {
                     *next += count;
                 }
                 for waiting in jobs_max.map(|jobs_max| take(&mut lanes, jobs_max)).into_iter().flatten() {
-                    let next = taken.entry(waiting.source.clone()).or_default();
-                    prop_assert_eq!(waiting.record.offset, *next);
+                    let next = taken.entry(waiting.delivery.source.clone()).or_default();
+                    prop_assert_eq!(waiting.delivery.record.offset, *next);
                     *next += 1;
                 }
                 if push.is_none() && jobs_max.is_none() {

@@ -12,7 +12,7 @@ use topics::{Assignment, Partition, Record};
 use crate::{
     attempts::{DEATHS_MAX, JobKey, Standing, Suspects, key},
     batcher, cost,
-    lanes::{Taken, Waiting},
+    lanes::{Delivery, Taken, Waiting},
     model::{Tokenizer, Tokens},
     turns::Backlogged,
 };
@@ -90,7 +90,7 @@ pub(crate) enum ItemState {
         reason: Reason<'static>,
     },
     /// The record is no admitted jobs of this tenant.
-    Undecodable { record: Box<Record>, reason: String },
+    Undecodable { record: Record, reason: String },
 }
 
 /// Texts that the device runs at once.
@@ -121,7 +121,7 @@ pub(crate) fn prepare(
     let bytes = waiting.iter().map(|waiting| waiting.bytes).sum();
     let mut works: BTreeMap<Tenant, Work> = BTreeMap::new();
     for waiting in &waiting {
-        works.entry(waiting.tenant.clone()).or_default().estimate += waiting.estimate;
+        works.entry(waiting.delivery.tenant.clone()).or_default().estimate += waiting.estimate;
     }
     let read: Vec<Read> = waiting
         .into_par_iter()
@@ -186,13 +186,13 @@ fn read(
     suspects: &Suspects,
     now_ms: i64,
 ) -> Vec<Read> {
-    let Waiting {
+    let Delivery {
         tenant,
         source,
         assignment,
         record,
         ..
-    } = waiting;
+    } = *waiting.delivery;
     let offset = record.offset;
     let read = |state, tokens| Read {
         tenant: tenant.clone(),

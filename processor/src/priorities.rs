@@ -52,9 +52,9 @@ impl<T> Queue<T> {
         self.classes[priority as usize].waiting.push_back(item);
     }
 
-    /// The next one, whose turn this is: the first of the most urgent ones, unless less urgent ones are due. What has nothing
+    /// The next one, whose turn this is, and its priority: the first of the most urgent ones, unless less urgent ones are due. What has nothing
     /// for a while saves nothing up.
-    pub(crate) fn pop_front(&mut self) -> Option<T> {
+    pub(crate) fn pop_front(&mut self) -> Option<(Priority, T)> {
         let next = self.next()?;
         for class in &mut self.classes {
             class.passed_over = match class.priority == next || class.waiting.is_empty() {
@@ -62,7 +62,8 @@ impl<T> Queue<T> {
                 false => class.passed_over + 1,
             };
         }
-        self.classes[next as usize].waiting.pop_front()
+        let item = self.classes[next as usize].waiting.pop_front()?;
+        Some((next, item))
     }
 
     pub(crate) fn retain(&mut self, keep: impl Fn(&T) -> bool) {
@@ -95,9 +96,12 @@ mod tests {
     fn turns(priorities: &[Priority], count: usize) -> Vec<Priority> {
         let mut queue = Queue::default();
         for priority in priorities {
-            (0..count).for_each(|_| queue.push_back(*priority, *priority));
+            (0..count).for_each(|_| queue.push_back(*priority, ()));
         }
-        (0..count).filter_map(|_| queue.pop_front()).collect()
+        (0..count)
+            .filter_map(|_| queue.pop_front())
+            .map(|(priority, _)| priority)
+            .collect()
     }
 
     fn count(turns: &[Priority], priority: Priority) -> usize {
@@ -138,14 +142,15 @@ mod tests {
             for (class, times) in events {
                 for _ in 0..times {
                     if let Some(class) = class {
-                        queue.push_back(Priority::ALL[class], (class, pushed[class]));
+                        queue.push_back(Priority::ALL[class], pushed[class]);
                         pushed[class] += 1;
                         continue;
                     }
-                    let Some((next, number)) = queue.pop_front() else {
+                    let Some((priority, number)) = queue.pop_front() else {
                         prop_assert_eq!(pushed, popped);
                         break;
                     };
+                    let next = priority as usize;
                     prop_assert_eq!(number, popped[next]);
                     popped[next] += 1;
                     for class in 0..3 {

@@ -17,7 +17,7 @@ use topics::{Assignment, Chunk, Partition, Record, TopicRef};
 
 use crate::{
     cost,
-    lanes::{Budget, Lanes, Limits, Taken, Waiting},
+    lanes::{Budget, Delivery, Lanes, Limits, Taken, Waiting},
     pace::Pace,
     service::FIRST_WINDOW_BYTES,
 };
@@ -117,15 +117,13 @@ pub fn replay(
             backlogged,
         } = lanes.take(pace.budget(), no_time);
         // Those that have nothing more waiting run first, as in every window.
-        window.sort_by_key(|waiting| backlogged.reached.contains_key(&waiting.tenant));
+        window.sort_by_key(|waiting| backlogged.reached.contains_key(&waiting.delivery.tenant));
         let (mut bytes, mut elapsed_ns) = (0, 0);
         for Waiting {
-            tenant,
-            record,
-            estimate,
-            ..
+            delivery, estimate, ..
         } in window
         {
+            let Delivery { tenant, record, .. } = *delivery;
             let index = record.offset as usize;
             let job = &jobs[index];
             waits[index] = Duration::from_nanos(now_ns + elapsed_ns - job.submitted_at_ns);

@@ -1,7 +1,8 @@
 //! Whose turn it is: what each lane was served, by its weight.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    cmp::Ordering,
+    collections::{BTreeMap, BinaryHeap, HashMap, binary_heap::PeekMut},
     num::{NonZeroU32, NonZeroUsize},
 };
 
@@ -37,7 +38,7 @@ pub(crate) struct Turns {
 /// Where a lane stands: how much it was served, and the number of its account. Names would be slower to compare.
 type Place = (Served, u64);
 
-#[derive(Clone)]
+#[derive(Clone, Copy)]
 struct Account {
     number: u64,
     weight: NonZeroU32,
@@ -118,7 +119,7 @@ impl Turns {
         Round {
             turns: self,
             lanes_left: lanes_max.get(),
-            reached: BTreeMap::new(),
+            reached: BinaryHeap::new(),
         }
     }
 
@@ -154,56 +155,80 @@ pub(crate) struct Round<'a> {
     turns: &'a mut Turns,
     /// How many lanes it may still reach that it has not.
     lanes_left: usize,
-    /// Those that it has reached and that have work. Until it ends they stand here, and not in [`Turns::waiting`].
-    reached: BTreeMap<Place, Tenant>,
+    /// Those that it has reached and that have work, the least served first. Until it ends they stand here with their accounts,
+    /// and not in [`Turns::waiting`].
+    reached: BinaryHeap<Reached>,
 }
+
+struct Reached {
+    place: Place,
+    account: Account,
+    lane: Tenant,
+}
+
+impl Ord for Reached {
+    fn cmp(&self, other: &Self) -> Ordering {
+        other.place.cmp(&self.place)
+    }
+}
+
+impl PartialOrd for Reached {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Reached {
+    fn eq(&self, other: &Self) -> bool {
+        self.place == other.place
+    }
+}
+
+impl Eq for Reached {}
 
 impl Round<'_> {
     /// Whose turn it is, if any lane within reach has work.
     pub(crate) fn next(&mut self) -> Option<Tenant> {
-        let (other, reached) = (
-            self.turns.waiting.first_key_value(),
-            self.reached.first_key_value(),
-        );
+        let reached = self.reached.peek().map(|reached| reached.place);
+        let other = self.turns.waiting.first_key_value().map(|(place, _)| *place);
         let least = other.into_iter().chain(reached).min()?;
-        self.turns.reached = self.turns.reached.max(least.0.0);
-        let next = if self.lanes_left > 0 { Some(least) } else { reached };
-        next.map(|(_, tenant)| tenant.clone())
+        self.turns.reached = self.turns.reached.max(least.0);
+        if self.lanes_left > 0 && other == Some(least) {
+            let (place, lane) = self.turns.waiting.pop_first()?;
+            let account = self.turns.accounts[&lane];
+            self.lanes_left -= 1;
+            self.reached.push(Reached { place, account, lane });
+        }
+        self.reached.peek().map(|reached| reached.lane.clone())
     }
 
-    /// The lane of `tenant` had its turn: work that will be `estimate`, about, in work units. Whether it has more?
-    pub(crate) fn serve(&mut self, tenant: &Tenant, estimate: u64, has_work: bool) {
-        let account = self
-            .turns
-            .accounts
-            .get_mut(tenant)
-            .expect("whose turn it is has an account");
-        let place = account.place();
-        let lane = self.reached.remove(&place).unwrap_or_else(|| {
-            self.lanes_left -= 1;
-            self.turns
-                .waiting
-                .remove(&place)
-                .expect("whose turn it is has work")
-        });
-        account.unsettled += estimate;
-        account.has_work = has_work;
-        if has_work {
-            self.reached.insert(account.place(), lane);
-        } else if account.unsettled == 0 {
-            self.turns.idle.insert(account.place(), lane);
+    /// The lane whose turn it was got work that will be `estimate`, about, in work units. Whether it has more?
+    pub(crate) fn serve(&mut self, estimate: u64, has_work: bool) {
+        let mut served = self.reached.peek_mut().expect("somebody's turn it was");
+        served.account.unsettled += estimate;
+        served.account.has_work = has_work;
+        served.place = served.account.place();
+        if !has_work {
+            let Reached { place, account, lane } = PeekMut::pop(served);
+            self.turns.accounts.insert(lane.clone(), account);
+            if account.unsettled == 0 {
+                self.turns.idle.insert(place, lane);
+            }
         }
     }
 
     /// Ends it. Answers how many lanes had work all through it, and which of them it reached, with their weights.
     pub(crate) fn end(self) -> Backlogged {
-        let weighed = |tenant: &Tenant| (tenant.clone(), self.turns.accounts[tenant].weight);
-        let reached = self.reached.values().map(weighed).collect();
-        self.turns.waiting.extend(self.reached);
+        let mut weights = HashMap::with_capacity(self.reached.len());
+        for Reached { place, account, lane } in self.reached {
+            weights.insert(lane.clone(), account.weight);
+            self.turns.accounts.insert(lane.clone(), account);
+            self.turns.waiting.insert(place, lane);
+        }
         self.turns.drop_idle();
         Backlogged {
             lanes: self.turns.waiting.len(),
-            reached,
+            reached: weights,
         }
     }
 }
@@ -255,8 +280,8 @@ mod tests {
         BeginLast,
         /// Estimates stay as they are.
         NeverSettle,
-        /// It is the turn of the lane that has waited longest, however much it was served.
-        ServeInOrder,
+        /// A turn is a turn, however large its record.
+        CountTurns,
     }
 
     impl Mutation {
@@ -265,7 +290,7 @@ mod tests {
             Self::SaveUp,
             Self::BeginLast,
             Self::NeverSettle,
-            Self::ServeInOrder,
+            Self::CountTurns,
         ];
     }
 
@@ -289,6 +314,8 @@ mod tests {
     #[derive(Debug, Clone)]
     struct Story {
         weights: Vec<u32>,
+        /// How many times larger the records of a lane are.
+        sizes: Vec<u64>,
         /// How many times too high the estimates of a lane are, beside how each record's is off.
         factors: Vec<u64>,
         lanes_max: usize,
@@ -309,14 +336,18 @@ mod tests {
             8 => Just(Event::Settle),
         ];
         let weights = prop::collection::vec(1_u32..6, 5);
+        let sizes = prop::collection::vec(1_u64..10, 5);
         let factors = prop::collection::vec(0_u64..4, 5);
         let events = prop::collection::vec(event, 20..200);
-        (weights, factors, 1_usize..7, events).prop_map(|(weights, factors, lanes_max, events)| Story {
-            weights,
-            factors,
-            lanes_max,
-            events,
-        })
+        (weights, sizes, factors, 1_usize..7, events).prop_map(
+            |(weights, sizes, factors, lanes_max, events)| Story {
+                weights,
+                sizes,
+                factors,
+                lanes_max,
+                events,
+            },
+        )
     }
 
     /// A lane as the check sees it, beside its account.
@@ -363,11 +394,10 @@ mod tests {
             NonZeroU32::new(weight).unwrap()
         };
         let lanes = story.weights.len();
-        let join = |turns: &mut Turns, lane: usize, is_new: bool, arrivals: &mut VecDeque<usize>| {
+        let join = |turns: &mut Turns, lane: usize, is_new: bool| {
             let before = turns.accounts.get(&tenant(lane)).cloned();
             turns.join(&tenant(lane), weight(lane));
             if is_new {
-                arrivals.push_back(lane);
                 let reached = turns.reached;
                 turns.change(&tenant(lane), |account| match mutation {
                     Some(Mutation::SaveUp) => account.settled = before.map_or(0, |before| before.settled),
@@ -376,10 +406,16 @@ mod tests {
                 });
             }
         };
+        let charge = |work| {
+            if mutation == Some(Mutation::CountTurns) {
+                1
+            } else {
+                work
+            }
+        };
         let mut turns = Turns::default();
         let mut seen: Vec<Seen> = (0..lanes).map(|_| Seen::default()).collect();
         let mut windows: VecDeque<Vec<(usize, u64, u64)>> = VecDeque::new();
-        let mut arrivals: VecDeque<usize> = VecDeque::new();
         // By pair: the least and the most that work over weight differed while both had work, times both weights.
         let mut apart: HashMap<(usize, usize), (i128, i128)> = HashMap::new();
         for event in &story.events {
@@ -387,17 +423,18 @@ mod tests {
                 Event::Arrive { lane, records } => {
                     if !seen[*lane].is_held_back {
                         let is_new = seen[*lane].queue.is_empty();
-                        join(&mut turns, *lane, is_new, &mut arrivals);
+                        join(&mut turns, *lane, is_new);
                     }
-                    let records = records.iter();
-                    let factor = story.factors[*lane];
-                    let estimated = records.map(|(work, tenths)| (*work, work * factor * tenths / 10));
+                    let (size, factor) = (story.sizes[*lane], story.factors[*lane]);
+                    let estimated = records.iter().map(|(work, tenths)| {
+                        let work = work * size;
+                        (work, work * factor * tenths / 10)
+                    });
                     seen[*lane].queue.extend(estimated);
                 }
                 Event::Forget { lane } => {
                     turns.leave(&tenant(*lane));
                     seen[*lane].queue.clear();
-                    arrivals.retain(|arrived| arrived != lane);
                 }
                 Event::Hold {
                     lane,
@@ -409,12 +446,11 @@ mod tests {
                 } => {
                     turns.leave(&tenant(*lane));
                     seen[*lane].is_held_back = true;
-                    arrivals.retain(|arrived| arrived != lane);
                 }
                 Event::Release { lane } => {
                     let of = &mut seen[*lane];
                     if std::mem::take(&mut of.is_held_back) && !of.queue.is_empty() {
-                        join(&mut turns, *lane, true, &mut arrivals);
+                        join(&mut turns, *lane, true);
                     }
                 }
                 Event::Window { records } => {
@@ -423,22 +459,13 @@ mod tests {
                     let mut window: Vec<(usize, u64, u64)> = Vec::new();
                     for _ in 0..*records {
                         let Some(next) = round.next() else { break };
-                        let mut lane: usize = next.as_str()[1..].parse().unwrap();
-                        if mutation == Some(Mutation::ServeInOrder) {
-                            let reached = |lane| window.iter().any(|(of, ..)| *of == lane);
-                            let may = |lane: &&usize| round.lanes_left > 0 || reached(**lane);
-                            lane = *arrivals.iter().find(may).unwrap();
-                        }
+                        let lane: usize = next.as_str()[1..].parse().unwrap();
                         let (work, estimate) = seen[lane].queue.pop_front().unwrap();
                         if std::mem::take(&mut seen[lane].is_held_back_at_next_turn) {
                             seen[lane].is_held_back = true;
                         }
-                        let has_work = seen[lane].may_run();
-                        round.serve(&tenant(lane), estimate, has_work);
+                        round.serve(charge(estimate), seen[lane].may_run());
                         window.push((lane, work, estimate));
-                        if !has_work {
-                            arrivals.retain(|arrived| *arrived != lane);
-                        }
                         let of = &mut seen[lane];
                         of.work += i128::from(work);
                         of.record = of.record.max(work.into());
@@ -458,12 +485,11 @@ mod tests {
                         seen[lane].unsettled.0 -= i128::from(work);
                         seen[lane].unsettled.1 -= i128::from(estimate);
                         seen[lane].note_error();
-                        let work = if mutation == Some(Mutation::NeverSettle) {
-                            estimate
-                        } else {
-                            work
+                        let work = match mutation {
+                            Some(Mutation::NeverSettle) => estimate,
+                            _ => charge(work),
                         };
-                        turns.settle(&tenant(lane), estimate, work);
+                        turns.settle(&tenant(lane), charge(estimate), work);
                     }
                 }
             }
