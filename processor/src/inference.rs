@@ -12,6 +12,7 @@ use crate::{
     core::Core,
     device::Device,
     lanes::Budget,
+    metric_names,
     pace::Pace,
     prepare::{MicroBatch, Prepared},
     windows::{Inferred, Windows},
@@ -150,6 +151,8 @@ impl Progress {
     /// Passes on the oldest windows, as far as they are whole.
     fn give_back(&mut self, cores: usize) -> Result<(), Closed> {
         while let Some(window) = self.windows.take_whole() {
+            let whole_s = window.prepared.taken_at.elapsed().as_secs_f64();
+            metrics::histogram!(metric_names::WINDOW_SECONDS).record(whole_s);
             // A window of jobs that all failed before the device says nothing of its speed.
             if window.device_time_ns > 0 {
                 let elapsed_ms = window.device_time_ns as f64 / 1e6 / cores as f64;

@@ -21,6 +21,8 @@ pub const BATCH_SECONDS: &str = "tributary_processor_batch_seconds";
 pub const BATCH_JOBS: &str = "tributary_processor_batch_jobs";
 /// Time from submission until the device began, in seconds.
 pub const QUEUE_SECONDS: &str = "tributary_processor_queue_seconds";
+/// Time from when a window left the lanes until the device was done with it, in seconds: `processor.window_ms` is for most of them.
+pub const WINDOW_SECONDS: &str = "tributary_processor_window_seconds";
 /// Duration of a commit, in seconds.
 pub const COMMIT_SECONDS: &str = "tributary_processor_commit_seconds";
 /// Bytes that wait in lanes.

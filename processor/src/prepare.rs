@@ -31,6 +31,8 @@ pub(crate) struct Reading {
 /// What the lanes gave at once.
 pub(crate) struct Window {
     pub(crate) taken: Taken,
+    /// When.
+    pub(crate) taken_at: Instant,
     /// Its place among the windows under way, until it is committed.
     pub(crate) place: OwnedSemaphorePermit,
     /// Keeps the next one in the lanes, until the device is nearly done with it.
@@ -45,6 +47,8 @@ pub(crate) struct Prepared {
     pub(crate) batches: Vec<MicroBatch>,
     /// The bytes of the window's records.
     pub(crate) bytes: usize,
+    /// When it left the lanes.
+    pub(crate) taken_at: Instant,
     /// How long it took to make it ready.
     pub(crate) took_ms: f64,
     pub(crate) place: OwnedSemaphorePermit,
@@ -116,7 +120,12 @@ pub(crate) fn prepare(
     now_ms: i64,
 ) -> (Prepared, Settlement) {
     let began = Instant::now();
-    let Window { taken, place, lead } = window;
+    let Window {
+        taken,
+        taken_at,
+        place,
+        lead,
+    } = window;
     let Taken { waiting, backlogged } = taken;
     let bytes = waiting.iter().map(|waiting| waiting.bytes).sum();
     let mut works: BTreeMap<Tenant, Work> = BTreeMap::new();
@@ -157,6 +166,7 @@ pub(crate) fn prepare(
         items,
         batches,
         bytes,
+        taken_at,
         took_ms: began.elapsed().as_secs_f64() * 1e3,
         place,
         lead: Some(lead),

@@ -60,7 +60,7 @@ pub struct Config {
     pub group: String,
     /// Which tenants' work to do: those whose policy names this pool.
     pub pool: Pool,
-    /// How long one window should take, made ready and run. Longer costs less in commits; shorter lets turns come sooner.
+    /// How long most windows should take at most, made ready and run. Longer costs less in commits; shorter lets turns come sooner.
     pub window_ms: u64,
     /// A window has at most this many jobs.
     pub window_jobs_max: usize,
@@ -268,8 +268,9 @@ impl Service {
                 }
                 () = wait_until(lanes.next_release()) => {}
                 (lead, place) = wanted(&leads, &places), if !lanes.is_empty() => {
-                    let taken = lanes.take(*budget.borrow(), Instant::now());
-                    if windows.send(Window { taken, place, lead }).await.is_err() {
+                    let taken_at = Instant::now();
+                    let taken = lanes.take(*budget.borrow(), taken_at);
+                    if windows.send(Window { taken, taken_at, place, lead }).await.is_err() {
                         return Ok(());
                     }
                     resume(&mut lanes, reader)?;

@@ -68,7 +68,7 @@ mod tests {
     use std::sync::Arc;
 
     use proptest::prelude::*;
-    use tokio::sync::Semaphore;
+    use tokio::{sync::Semaphore, time::Instant};
 
     use super::*;
 
@@ -77,6 +77,7 @@ mod tests {
             items: Vec::new(),
             batches: Vec::new(),
             bytes,
+            taken_at: Instant::now(),
             took_ms: 0.0,
             place: Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap(),
             lead: None,
