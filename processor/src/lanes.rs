@@ -13,7 +13,7 @@ use topics::{Assignment, Chunk, Partition, Record};
 use crate::{
     cost,
     priorities::Queue,
-    rate::{Limit, Rates},
+    quotas::{Quota, Quotas},
     turns::{Backlogged, Turns},
 };
 
@@ -81,7 +81,7 @@ pub(crate) struct Lanes {
     /// Those that have something.
     lanes: HashMap<Tenant, Lane>,
     turns: Turns,
-    rates: Rates,
+    quotas: Quotas,
     /// What was paused of each lane and priority.
     paused: BTreeMap<(Tenant, Priority), BTreeSet<Partition>>,
     bytes: usize,
@@ -113,22 +113,22 @@ impl Lanes {
             job_tokens_max,
             lanes: HashMap::new(),
             turns: Turns::default(),
-            rates: Rates::default(),
+            quotas: Quotas::default(),
             paused: BTreeMap::new(),
             bytes: 0,
             held_back_bytes: 0,
         }
     }
 
-    /// A partition of `tenant`'s jobs of `priority` is this processor's from `now` on, and with it a part of the tenant's rate,
-    /// which is within `limit`.
-    pub(crate) fn gain(&mut self, tenant: &Tenant, priority: Priority, limit: Option<Limit>, now: Instant) {
-        self.rates.gain(tenant, priority, limit, now);
+    /// A partition of the jobs of `priority` of `tenant`, who has `quota`, is this processor's from `now` on, and with it a part
+    /// of what bounds the tenant.
+    pub(crate) fn gain(&mut self, tenant: &Tenant, priority: Priority, quota: Option<Quota>, now: Instant) {
+        self.quotas.gain(tenant, priority, quota, now);
     }
 
-    /// A partition of `tenant`'s jobs of `priority` is another processor's from `now` on.
-    pub(crate) fn lose(&mut self, tenant: &Tenant, priority: Priority, now: Instant) {
-        self.rates.lose(tenant, priority, now);
+    /// A partition of the jobs of `priority` of `tenant`, who has `quota`, is another processor's from `now` on.
+    pub(crate) fn lose(&mut self, tenant: &Tenant, priority: Priority, quota: Option<Quota>, now: Instant) {
+        self.quotas.lose(tenant, priority, quota, now);
     }
 
     /// Queues the records of `chunk`, which are of `priority` and came `now`, in the lane of `tenant`, which is of `weight` if it is new.
@@ -147,7 +147,7 @@ impl Lanes {
         }
         let lane = self.lanes.entry(tenant.clone()).or_default();
         if lane.queue.is_empty() {
-            lane.is_held_back = self.rates.hold_back(tenant, now);
+            lane.is_held_back = self.quotas.hold_back(tenant, now);
         }
         let is_held_back = lane.is_held_back;
         if !is_held_back {
@@ -180,7 +180,7 @@ impl Lanes {
             lane.queue.push_back(priority, waiting);
         }
         let full = lane.bytes[priority as usize] >= self.limits.lane_bytes_max
-            || lane.work >= self.rates.queue_work_max(tenant)
+            || lane.work >= self.quotas.queue_work_max(tenant)
             || self.bytes - self.held_back_bytes >= self.limits.all_bytes_max;
         full && self
             .paused
@@ -195,7 +195,7 @@ impl Lanes {
             paused.retain(|partition| !partitions.contains(partition));
             !paused.is_empty()
         });
-        let (turns, rates) = (&mut self.turns, &mut self.rates);
+        let (turns, quotas) = (&mut self.turns, &mut self.quotas);
         let (bytes, held_back_bytes) = (&mut self.bytes, &mut self.held_back_bytes);
         self.lanes.retain(|tenant, lane| {
             let before = lane.all_bytes();
@@ -213,7 +213,7 @@ impl Lanes {
             }
             if lane.queue.is_empty() {
                 turns.leave(tenant);
-                rates.forget(tenant);
+                quotas.forget(tenant);
             }
             !lane.queue.is_empty()
         });
@@ -224,9 +224,9 @@ impl Lanes {
         self.turns.reweigh(weight_of);
     }
 
-    /// Holds every lane to its limit of `now`.
-    pub(crate) fn relimit(&mut self, limit_of: impl Fn(&Tenant) -> Option<Limit>, now: Instant) {
-        self.rates.relimit(limit_of, now);
+    /// Holds every lane to its quota of `now`.
+    pub(crate) fn relimit(&mut self, quota_of: impl Fn(&Tenant) -> Option<Quota>, now: Instant) {
+        self.quotas.relimit(quota_of, now);
     }
 
     /// Lets those lanes go on that waited for their rate and need not any more. Answers which, and how long each waited.
@@ -236,7 +236,7 @@ impl Lanes {
         now: Instant,
     ) -> Vec<(Tenant, Duration)> {
         let mut released = Vec::new();
-        while let Some((tenant, waited)) = self.rates.release(now) {
+        while let Some((tenant, waited)) = self.quotas.release(now) {
             if let Some(lane) = self.lanes.get_mut(&tenant)
                 && std::mem::take(&mut lane.is_held_back)
             {
@@ -250,16 +250,16 @@ impl Lanes {
 
     /// When the next lane need not wait any more for its rate.
     pub(crate) fn next_release(&self) -> Option<Instant> {
-        self.rates.next_release()
+        self.quotas.next_release()
     }
 
     /// What a window took of `tenant` was not `estimate` but `work`, in work units, as is known `now`.
     pub(crate) fn settle(&mut self, tenant: &Tenant, estimate: u64, work: u64, now: Instant) {
         self.turns.settle(tenant, estimate, work);
-        self.rates.settle(tenant, estimate, work, now);
+        self.quotas.settle(tenant, estimate, work, now);
         if let Some(lane) = self.lanes.get_mut(tenant)
             && !lane.is_held_back
-            && self.rates.hold_back(tenant, now)
+            && self.quotas.hold_back(tenant, now)
         {
             lane.is_held_back = true;
             self.held_back_bytes += lane.all_bytes();
@@ -292,8 +292,8 @@ impl Lanes {
             self.bytes -= waiting.bytes;
             bytes += waiting.bytes;
             jobs += waiting.jobs;
-            self.rates.charge(&tenant, waiting.estimate, now);
-            let goes_on = !lane.queue.is_empty() && !self.rates.hold_back(&tenant, now);
+            self.quotas.charge(&tenant, waiting.estimate, now);
+            let goes_on = !lane.queue.is_empty() && !self.quotas.hold_back(&tenant, now);
             round.serve(waiting.estimate, goes_on);
             if lane.queue.is_empty() {
                 self.lanes.remove(&tenant);
@@ -319,7 +319,7 @@ impl Lanes {
         let low = |(tenant, priority): &(Tenant, Priority)| {
             let lane = self.lanes.get(tenant);
             let (bytes, work) = lane.map_or((0, 0), |lane| (lane.bytes[*priority as usize], lane.work));
-            bytes <= self.limits.lane_bytes_max / 2 && work <= self.rates.queue_work_max(tenant) / 2
+            bytes <= self.limits.lane_bytes_max / 2 && work <= self.quotas.queue_work_max(tenant) / 2
         };
         let resumable = self.paused.extract_if(.., |lane, _| low(lane));
         resumable.flat_map(|(_, partitions)| partitions).collect()
@@ -561,13 +561,13 @@ mod tests {
     }
 
     /// So many records a second, and as many at once, of a tenant with one partition.
-    fn records_per_s(records: u32) -> Option<Limit> {
+    fn records_per_s(records: u32) -> Option<Quota> {
         let rate = schemas::Rate {
             work_units_per_s: NonZeroU32::new(records * record_work()).unwrap(),
             burst_work_units: None,
         };
-        Some(Limit {
-            rate,
+        Some(Quota {
+            rate: Some(rate),
             partitions: NonZeroU32::MIN,
             priority_max: Low,
         })
@@ -639,7 +639,7 @@ mod tests {
     fn a_lane_whose_rate_ends_while_it_waits_is_let_go_or_forgotten_with_all_that_it_has() {
         let ends: [fn(&mut Lanes, Instant); 2] = [
             |lanes, now| lanes.relimit(|_| None, now),
-            |lanes, now| lanes.lose(&tenant(0), Low, now),
+            |lanes, now| lanes.lose(&tenant(0), Low, records_per_s(1), now),
         ];
         for (end, is_forgotten) in ends
             .into_iter()

@@ -5,9 +5,9 @@
 //! ```
 //!
 //! Whose turn it is ([`turns`]) and which of his jobs have it ([`priorities`]), what waits for one ([`lanes`]) or for its rate
-//! ([`rate`]), how large a window is ([`pace`]), which texts share a micro-batch ([`batcher`]), who spoiled one ([`halving`])
-//! and who pays for it ([`cost`]) are functions of values. The model stands behind one small trait, [`model::Encoder`]: tokens
-//! in, vectors out. This crate knows neither Kafka nor Parquet.
+//! ([`rate`]), of which a processor has a part ([`parts`]), how large a window is ([`pace`]), which texts share a micro-batch
+//! ([`batcher`]), who spoiled one ([`halving`]) and who pays for it ([`cost`]) are functions of values. The model stands behind
+//! one small trait, [`model::Encoder`]: tokens in, vectors out. This crate knows neither Kafka nor Parquet.
 
 mod accounts;
 mod attempts;
@@ -22,8 +22,10 @@ pub mod metric_names;
 pub mod model;
 mod outcomes;
 mod pace;
+mod parts;
 mod prepare;
 mod priorities;
+mod quotas;
 mod rate;
 pub mod replay;
 mod service;

@@ -2,12 +2,13 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    num::NonZeroU32,
     time::Duration,
 };
 
-use schemas::{Priority, Rate, Tenant};
+use schemas::{Rate, Tenant};
 use tokio::time::Instant;
+
+use crate::parts::Part;
 
 /// A lane with a rate takes no more when what waits there would take it so long: the rest waits on its topic, and what is
 /// here lasts until more has come.
@@ -19,34 +20,14 @@ const WAIT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 /// What a level is counted in: so a rate by the second is one by the nanosecond of these.
 const NANO_UNITS: i128 = 1_000_000_000;
 
-/// What bounds a tenant, over all processors.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Limit {
-    pub(crate) rate: Rate,
-    /// The partitions of the tenant's work of each priority. Each stands for an equal part of the rate.
-    pub(crate) partitions: NonZeroU32,
-    /// The most urgent priority that the tenant has. What is left of more urgent jobs has no part of its own.
-    pub(crate) priority_max: Priority,
-}
-
-impl Limit {
-    fn parts(&self) -> i128 {
-        i128::from(self.partitions.get()) * (self.priority_max as i128 + 1)
-    }
-
-    /// How many parts of the rate whoever holds so many partitions of each priority has.
-    fn parts_of(&self, held: [u32; 3]) -> u32 {
-        held[..=self.priority_max as usize].iter().sum()
-    }
-}
-
 /// One processor's part of a tenant's rate. It fills with time, up to the burst, and what runs is taken out. A record is
 /// taken whole, and what it is worth is known later, so that the level may fall below nothing: then the lane waits.
 #[derive(Debug, Clone)]
 struct Bucket {
-    limit: Limit,
-    /// How many of the rate's parts are this processor's.
-    held: u32,
+    /// Of the tenant, over all processors.
+    rate: Rate,
+    /// This processor's of it.
+    part: Part,
     /// As of then, in nano-units.
     level: i128,
     as_of: Instant,
@@ -62,26 +43,23 @@ struct Wait {
 
 impl Bucket {
     /// What a partition that was taken over may run at once is nothing: its last owner may have run it already.
-    fn new(limit: Limit, held: u32, now: Instant) -> Self {
+    fn new(rate: Rate, part: Part, now: Instant) -> Self {
         Self {
-            limit,
-            held,
+            rate,
+            part,
             level: 0,
             as_of: now,
             wait: None,
         }
     }
 
-    /// So much of `whole` as this processor's part is.
-    fn part(&self, whole: i128) -> i128 {
-        whole * i128::from(self.held) / self.limit.parts()
-    }
-
     /// Brings the level to `now`, and changes it.
     fn change(&mut self, now: Instant, change: impl FnOnce(&mut Self)) {
         let now = self.as_of.max(now);
         let elapsed_ns = now.duration_since(self.as_of).as_nanos() as i128;
-        let filled = self.part(elapsed_ns * i128::from(self.limit.rate.work_units_per_s.get()));
+        let filled = self
+            .part
+            .of(elapsed_ns * i128::from(self.rate.work_units_per_s.get()));
         self.level = self.full().min(self.level + filled);
         self.as_of = now;
         change(self);
@@ -89,7 +67,8 @@ impl Bucket {
     }
 
     fn full(&self) -> i128 {
-        self.part(NANO_UNITS * i128::from(self.limit.rate.burst_work_units().get()))
+        self.part
+            .of(NANO_UNITS * i128::from(self.rate.burst_work_units().get()))
     }
 
     /// When something may run.
@@ -97,8 +76,8 @@ impl Bucket {
         if self.level > 0 {
             return self.as_of;
         }
-        let per_ns = i128::from(self.limit.rate.work_units_per_s.get()) * i128::from(self.held.max(1));
-        let missing = (1 - self.level) * self.limit.parts();
+        let per_ns = i128::from(self.rate.work_units_per_s.get()) * i128::from(self.part.held.max(1));
+        let missing = (1 - self.level) * i128::from(self.part.all.get());
         let wait_ns = (missing + per_ns - 1) / per_ns;
         self.as_of + u64::try_from(wait_ns).map_or(WAIT_MAX, |ns| Duration::from_nanos(ns).min(WAIT_MAX))
     }
@@ -107,8 +86,6 @@ impl Bucket {
 /// The rates of one processor's lanes.
 #[derive(Default)]
 pub(crate) struct Rates {
-    /// How many partitions of each tenant's work this processor holds, by priority.
-    held: HashMap<Tenant, [u32; 3]>,
     /// Those of tenants that have a rate.
     buckets: HashMap<Tenant, Bucket>,
     /// The lanes that wait, by until when.
@@ -116,42 +93,21 @@ pub(crate) struct Rates {
 }
 
 impl Rates {
-    /// This processor holds one more partition of `tenant`'s jobs of `priority`.
-    pub(crate) fn gain(&mut self, tenant: &Tenant, priority: Priority, limit: Option<Limit>, now: Instant) {
-        self.held.entry(tenant.clone()).or_default()[priority as usize] += 1;
-        self.limit(tenant, limit, now);
+    /// Those that have a bucket.
+    pub(crate) fn tenants(&self) -> impl Iterator<Item = &Tenant> {
+        self.buckets.keys()
     }
 
-    /// This processor holds one partition of `tenant`'s jobs of `priority` less. What was run too much stays owed.
-    pub(crate) fn lose(&mut self, tenant: &Tenant, priority: Priority, now: Instant) {
-        if let Some(held) = self.held.get_mut(tenant) {
-            held[priority as usize] -= 1;
-            if *held == [0; 3] {
-                self.held.remove(tenant);
-            }
-        }
-        let limit = self.buckets.get(tenant).map(|bucket| bucket.limit);
-        self.limit(tenant, limit, now);
-    }
-
-    /// Holds every tenant to its limit of now.
-    pub(crate) fn relimit(&mut self, limit_of: impl Fn(&Tenant) -> Option<Limit>, now: Instant) {
-        let tenants: BTreeSet<Tenant> = self.held.keys().chain(self.buckets.keys()).cloned().collect();
-        for tenant in tenants {
-            self.limit(&tenant, limit_of(&tenant), now);
-        }
-    }
-
-    fn limit(&mut self, tenant: &Tenant, limit: Option<Limit>, now: Instant) {
-        let held = self.held.get(tenant).copied().unwrap_or_default();
-        let Some(limit) = limit else {
+    /// From `now` on `tenant` has the rate of `limit`, and this processor that part of it. What was run too much stays owed, also
+    /// where nothing is left of the part.
+    pub(crate) fn limit(&mut self, tenant: &Tenant, limit: Option<(Rate, Part)>, now: Instant) {
+        let Some((rate, part)) = limit else {
             return self.unlimit(tenant, now);
         };
-        let held = limit.parts_of(held);
         let bucket = self.buckets.entry(tenant.clone());
-        bucket.or_insert_with(|| Bucket::new(limit, held, now));
-        self.change(tenant, now, |bucket| (bucket.limit, bucket.held) = (limit, held));
-        if self.buckets[tenant].held == 0 && self.buckets[tenant].level >= 0 {
+        bucket.or_insert_with(|| Bucket::new(rate, part, now));
+        self.change(tenant, now, |bucket| (bucket.rate, bucket.part) = (rate, part));
+        if part.held == 0 && self.buckets[tenant].level >= 0 {
             self.unlimit(tenant, now);
         }
     }
@@ -221,8 +177,8 @@ impl Rates {
     /// With how many work units waiting the lane of `tenant` takes no more.
     pub(crate) fn queue_work_max(&self, tenant: &Tenant) -> u64 {
         self.buckets.get(tenant).map_or(u64::MAX, |bucket| {
-            let whole = QUEUE_S_MAX * u64::from(bucket.limit.rate.work_units_per_s.get());
-            bucket.part(whole.into()) as u64
+            let whole = QUEUE_S_MAX * u64::from(bucket.rate.work_units_per_s.get());
+            bucket.part.of(whole.into()) as u64
         })
     }
 
@@ -243,13 +199,14 @@ impl Rates {
 
 #[cfg(test)]
 mod tests {
+    use std::num::{NonZeroU32, NonZeroU64};
+
     use proptest::{
         prelude::*,
         test_runner::{Config, TestRunner},
     };
 
     use super::*;
-    use Priority::{Low, Normal};
 
     const PROCESSORS: usize = 3;
 
@@ -346,27 +303,26 @@ mod tests {
             Some(Mutation::IgnoreBurst) => u32::MAX,
             _ => story.burst,
         };
-        let limit = Limit {
-            rate: Rate {
-                work_units_per_s: NonZeroU32::new(story.per_s).unwrap(),
-                burst_work_units: NonZeroU32::new(burst),
-            },
-            partitions: match mutation {
-                Some(Mutation::IgnoreShare) => NonZeroU32::MIN,
-                _ => NonZeroU32::new(story.partitions as u32).unwrap(),
-            },
-            priority_max: Low,
+        let rate = Rate {
+            work_units_per_s: NonZeroU32::new(story.per_s).unwrap(),
+            burst_work_units: NonZeroU32::new(burst),
+        };
+        let all = match mutation {
+            Some(Mutation::IgnoreShare) => NonZeroU64::MIN,
+            _ => NonZeroU64::new(story.partitions as u64).unwrap(),
         };
         let (began, acme) = (Instant::now(), tenant());
         let mut now = began;
         let mut owners: Vec<usize> = (0..story.partitions)
             .map(|partition| partition % PROCESSORS)
             .collect();
+        let limit = |processor: usize, owners: &[usize]| {
+            let held = owners.iter().filter(|owner| **owner == processor).count() as u32;
+            Some((rate, Part { held, all }))
+        };
         let begin = |processor: usize, owners: &[usize], now| {
             let mut rates = Rates::default();
-            for _ in owners.iter().filter(|owner| **owner == processor) {
-                rates.gain(&acme, Low, Some(limit), now);
-            }
+            rates.limit(&acme, limit(processor, owners), now);
             rates
         };
         let mut processors: Vec<Rates> = (0..PROCESSORS).map(|of| begin(of, &owners, now)).collect();
@@ -412,11 +368,11 @@ mod tests {
                     if *owner == *to {
                         continue;
                     }
+                    let from = std::mem::replace(owner, *to);
                     if mutation != Some(Mutation::KeepShare) {
-                        processors[*owner].lose(&acme, Low, now);
+                        processors[from].limit(&acme, limit(from, &owners), now);
                     }
-                    *owner = *to;
-                    processors[*to].gain(&acme, Low, Some(limit), now);
+                    processors[*to].limit(&acme, limit(*to, &owners), now);
                     if mutation == Some(Mutation::BeginFull) {
                         let part = NANO_UNITS * i128::from(story.burst) / story.partitions as i128;
                         processors[*to].change(&acme, now, |bucket| bucket.level += part);
@@ -477,22 +433,19 @@ mod tests {
         }
     }
 
-    fn limit(per_s: u32, burst: u32, partitions: u32) -> Option<Limit> {
+    /// `held` of `all` parts of a rate.
+    fn limit(per_s: u32, burst: u32, held: u32, all: u64) -> Option<(Rate, Part)> {
         let rate = Rate {
             work_units_per_s: NonZeroU32::new(per_s).unwrap(),
             burst_work_units: NonZeroU32::new(burst),
         };
-        NonZeroU32::new(partitions).map(|partitions| Limit {
-            rate,
-            partitions,
-            priority_max: Low,
-        })
+        NonZeroU64::new(all).map(|all| (rate, Part { held, all }))
     }
 
     #[test]
     fn a_lane_waits_exactly_until_it_may_go_on() {
         let (mut rates, began, acme) = (Rates::default(), Instant::now(), tenant());
-        rates.gain(&acme, Low, limit(100, 100, 2), began);
+        rates.limit(&acme, limit(100, 100, 1, 2), began);
         let full = began + Duration::from_secs(10);
         rates.charge(&acme, 80, full);
         assert!(
@@ -511,16 +464,16 @@ mod tests {
     #[test]
     fn a_lane_that_gains_a_partition_or_a_rate_waits_no_longer_than_by_the_new_one() {
         let (mut rates, now, acme) = (Rates::default(), Instant::now(), tenant());
-        rates.gain(&acme, Low, limit(10, 10, 2), now);
+        rates.limit(&acme, limit(10, 10, 1, 2), now);
         rates.charge(&acme, 10, now);
         assert!(rates.hold_back(&acme, now));
         let by_half = rates.next_release().unwrap();
-        rates.gain(&acme, Low, limit(10, 10, 2), now);
+        rates.limit(&acme, limit(10, 10, 2, 2), now);
         let by_all = rates.next_release().unwrap();
         assert_eq!((by_half - now).as_millis(), 2 * (by_all - now).as_millis());
-        rates.relimit(|_| limit(100, 10, 2), now);
+        rates.limit(&acme, limit(100, 10, 2, 2), now);
         assert_eq!((rates.next_release().unwrap() - now).as_millis(), 100);
-        rates.relimit(|_| None, now);
+        rates.limit(&acme, None, now);
         assert_eq!(rates.release(now), Some((acme.clone(), Duration::ZERO)));
         assert!(!rates.hold_back(&acme, now), "it has no rate any more");
     }
@@ -528,32 +481,15 @@ mod tests {
     #[test]
     fn what_is_owed_is_not_forgiven_by_losing_every_partition_and_nothing_else_is_kept() {
         let (mut rates, now, acme) = (Rates::default(), Instant::now(), tenant());
-        rates.gain(&acme, Low, limit(10, 10, 1), now);
+        rates.limit(&acme, limit(10, 10, 1, 1), now);
         rates.charge(&acme, 50, now);
-        rates.lose(&acme, Low, now);
-        rates.gain(&acme, Low, limit(10, 10, 1), now);
+        rates.limit(&acme, limit(10, 10, 0, 1), now);
+        rates.limit(&acme, limit(10, 10, 1, 1), now);
         assert!(rates.hold_back(&acme, now));
         assert_eq!((rates.next_release().unwrap() - now).as_millis(), 5_000);
         rates.forget(&acme);
         let later = now + Duration::from_secs(60);
-        rates.lose(&acme, Low, later);
-        assert!(rates.buckets.is_empty() && rates.held.is_empty() && rates.waiting.is_empty());
-    }
-    #[test]
-    fn a_partition_of_any_priority_that_the_tenant_has_stands_for_an_equal_part() {
-        let (mut rates, now, acme) = (Rates::default(), Instant::now(), tenant());
-        let limit = limit(100, 100, 1).map(|limit| Limit {
-            priority_max: Normal,
-            ..limit
-        });
-        let wait_ms = |rates: &Rates| (rates.next_release().unwrap() - now).as_millis();
-        rates.gain(&acme, Normal, limit, now);
-        rates.charge(&acme, 50, now);
-        assert!(rates.hold_back(&acme, now));
-        assert_eq!(wait_ms(&rates), 1_000);
-        rates.gain(&acme, Priority::High, limit, now);
-        assert_eq!(wait_ms(&rates), 1_000, "the tenant has no urgent jobs any more");
-        rates.gain(&acme, Low, limit, now);
-        assert_eq!(wait_ms(&rates), 500);
+        rates.limit(&acme, limit(10, 10, 0, 1), later);
+        assert!(rates.buckets.is_empty() && rates.waiting.is_empty());
     }
 }

@@ -41,7 +41,7 @@ use crate::{
     outcomes::{self, Context},
     pace::Pace,
     prepare::{Prepared, Reading, Settlement, Window, prepare},
-    rate::Limit,
+    quotas::Quota,
     windows::Inferred,
 };
 
@@ -264,7 +264,7 @@ impl Service {
                 Ok(()) = policies.changed() => {
                     in_force = Arc::clone(&policies.borrow_and_update());
                     lanes.reweigh(|tenant| in_force.weight_of(tenant));
-                    lanes.relimit(|tenant| limit(&in_force, tenant), Instant::now());
+                    lanes.relimit(|tenant| quota(&in_force, tenant), Instant::now());
                 }
                 () = wait_until(lanes.next_release()) => {}
                 (lead, place) = wanted(&leads, &places), if !lanes.is_empty() => {
@@ -281,14 +281,14 @@ impl Service {
                         tracing::info!(?partitions, "partitions assigned");
                         let owners = partitions.iter().filter_map(|(partition, _)| self.owner_of(partition));
                         for (tenant, priority) in owners {
-                            lanes.gain(&tenant, priority, limit(&in_force, &tenant), Instant::now());
+                            lanes.gain(&tenant, priority, quota(&in_force, &tenant), Instant::now());
                         }
                     }
                     Event::Revoked(partitions) => {
                         tracing::info!(?partitions, "partitions revoked");
                         lanes.forget(&partitions);
                         for (tenant, priority) in partitions.iter().filter_map(|partition| self.owner_of(partition)) {
-                            lanes.lose(&tenant, priority, Instant::now());
+                            lanes.lose(&tenant, priority, quota(&in_force, &tenant), Instant::now());
                         }
                         resume(&mut lanes, reader)?;
                     }
@@ -363,13 +363,12 @@ async fn wait_until(due: Option<Instant>) {
     }
 }
 
-/// How fast `tenant` may go, over all processors.
-fn limit(policies: &Policies, tenant: &Tenant) -> Option<Limit> {
+/// What bounds `tenant`, over all processors.
+fn quota(policies: &Policies, tenant: &Tenant) -> Option<Quota> {
     let policy = policies.tenants.get(tenant)?;
-    let partitions = NonZeroU32::new(policy.partitions)?;
-    policy.rate.map(|rate| Limit {
-        rate,
-        partitions,
+    Some(Quota {
+        rate: policy.rate,
+        partitions: NonZeroU32::new(policy.partitions)?,
         priority_max: policy.priority_max,
     })
 }
