@@ -2,6 +2,15 @@
 
 use crate::halving::Attempt;
 
+/// What a window took of one tenant, in work units.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Work {
+    /// As it was charged when its turns came.
+    pub(crate) estimate: u64,
+    /// As its tokens say.
+    pub(crate) units: u64,
+}
+
 /// The estimated work of a text of `tokens` tokens, by which device time is split. The linear layers of an encoder do
 /// work in proportion to the tokens and attention to their square; for the BERT family the two are equal at some
 /// thousands of tokens, so for common lengths this is close to the number of tokens.

@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     num::{NonZeroU32, NonZeroUsize},
-    time::Duration,
 };
 
 use schemas::{AdmittedJobs, Priority, Tenant};
@@ -11,9 +10,9 @@ use tokio::time::Instant;
 use topics::{Assignment, Chunk, Partition, Record};
 
 use crate::{
-    cost,
+    cost::{self, Work},
     priorities::Queue,
-    quotas::{Quota, Quotas},
+    quotas::{Quota, Quotas, Waited},
     turns::{Backlogged, Turns},
 };
 
@@ -23,7 +22,7 @@ pub(crate) struct Limits {
     /// A lane with this many bytes of one priority takes no more of it: its partitions are paused. Were it one limit for all of
     /// a lane, urgent jobs would wait on their topic for room that others take.
     pub(crate) lane_bytes_max: usize,
-    /// With this many bytes over all lanes, no lane takes more. Those that wait for their rate do not count: what they may
+    /// With this many bytes over all lanes, no lane takes more. Those that wait for their quota do not count: what they may
     /// not run must not keep the others from what they may.
     pub(crate) all_bytes_max: usize,
 }
@@ -67,6 +66,8 @@ pub(crate) struct Delivery {
 
 /// What the lanes gave for one window.
 pub(crate) struct Taken {
+    /// Which window of these lanes it is: the first is 1.
+    pub(crate) number: u64,
     /// A prefix of each partition.
     pub(crate) waiting: Vec<Waiting>,
     /// The lanes that had work all through it.
@@ -82,10 +83,12 @@ pub(crate) struct Lanes {
     lanes: HashMap<Tenant, Lane>,
     turns: Turns,
     quotas: Quotas,
+    /// Windows that were taken.
+    windows: u64,
     /// What was paused of each lane and priority.
     paused: BTreeMap<(Tenant, Priority), BTreeSet<Partition>>,
     bytes: usize,
-    /// Those of them that wait for their lane's rate.
+    /// Those of them that wait for their lane's quota.
     held_back_bytes: usize,
 }
 
@@ -96,7 +99,7 @@ struct Lane {
     bytes: [usize; 3],
     /// What it will be in work units, about.
     work: u64,
-    /// Whether it waits for its rate, and so for no turn.
+    /// Whether it waits for its quota, and so for no turn.
     is_held_back: bool,
 }
 
@@ -114,6 +117,7 @@ impl Lanes {
             lanes: HashMap::new(),
             turns: Turns::default(),
             quotas: Quotas::default(),
+            windows: 0,
             paused: BTreeMap::new(),
             bytes: 0,
             held_back_bytes: 0,
@@ -229,21 +233,20 @@ impl Lanes {
         self.quotas.relimit(quota_of, now);
     }
 
-    /// Lets those lanes go on that waited for their rate and need not any more. Answers which, and how long each waited.
-    pub(crate) fn release(
-        &mut self,
-        weight_of: impl Fn(&Tenant) -> NonZeroU32,
-        now: Instant,
-    ) -> Vec<(Tenant, Duration)> {
+    /// Lets those lanes go on that waited for their quota and need not any more. Answers which waits are over.
+    pub(crate) fn release(&mut self, weight_of: impl Fn(&Tenant) -> NonZeroU32, now: Instant) -> Vec<Waited> {
         let mut released = Vec::new();
-        while let Some((tenant, waited)) = self.quotas.release(now) {
-            if let Some(lane) = self.lanes.get_mut(&tenant)
-                && std::mem::take(&mut lane.is_held_back)
+        while let Some(waited) = self.quotas.release(now) {
+            let tenant = &waited.tenant;
+            if let Some(lane) = self.lanes.get_mut(tenant)
+                && lane.is_held_back
+                && !self.quotas.hold_back(tenant, now)
             {
+                lane.is_held_back = false;
                 self.held_back_bytes -= lane.all_bytes();
-                self.turns.join(&tenant, weight_of(&tenant));
+                self.turns.join(tenant, weight_of(tenant));
             }
-            released.push((tenant, waited));
+            released.push(waited);
         }
         released
     }
@@ -253,10 +256,10 @@ impl Lanes {
         self.quotas.next_release()
     }
 
-    /// What a window took of `tenant` was not `estimate` but `work`, in work units, as is known `now`.
-    pub(crate) fn settle(&mut self, tenant: &Tenant, estimate: u64, work: u64, now: Instant) {
-        self.turns.settle(tenant, estimate, work);
-        self.quotas.settle(tenant, estimate, work, now);
+    /// What the window of this number took of `tenant` is known as of `now`.
+    pub(crate) fn settle(&mut self, window: u64, tenant: &Tenant, work: Work, now: Instant) {
+        self.turns.settle(tenant, work.estimate, work.units);
+        self.quotas.settle(window, tenant, work, now);
         if let Some(lane) = self.lanes.get_mut(tenant)
             && !lane.is_held_back
             && self.quotas.hold_back(tenant, now)
@@ -265,6 +268,11 @@ impl Lanes {
             self.held_back_bytes += lane.all_bytes();
             self.turns.leave(tenant);
         }
+    }
+
+    /// The windows up to this number are committed.
+    pub(crate) fn committed(&mut self, window: u64) {
+        self.quotas.committed(window);
     }
 
     /// Whether nothing waits that may run.
@@ -279,6 +287,7 @@ impl Lanes {
 
     /// Takes a window's worth as of `now`: at least a record, if any waits that may run.
     pub(crate) fn take(&mut self, budget: Budget, now: Instant) -> Taken {
+        self.windows += 1;
         let (mut window, mut jobs, mut bytes) = (Vec::new(), 0, 0);
         let mut round = self.turns.round(budget.lanes_max);
         while window.is_empty() || jobs < budget.jobs_max as u64 && bytes < budget.bytes_max {
@@ -292,7 +301,7 @@ impl Lanes {
             self.bytes -= waiting.bytes;
             bytes += waiting.bytes;
             jobs += waiting.jobs;
-            self.quotas.charge(&tenant, waiting.estimate, now);
+            self.quotas.charge(self.windows, &tenant, waiting.estimate, now);
             let goes_on = !lane.queue.is_empty() && !self.quotas.hold_back(&tenant, now);
             round.serve(waiting.estimate, goes_on);
             if lane.queue.is_empty() {
@@ -304,6 +313,7 @@ impl Lanes {
             window.push(waiting);
         }
         Taken {
+            number: self.windows,
             waiting: window,
             backlogged: round.end(),
         }
@@ -328,7 +338,7 @@ impl Lanes {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::{sync::Arc, time::Duration};
 
     use bytes::Bytes;
     use proptest::prelude::*;
@@ -336,6 +346,7 @@ mod tests {
     use topics::TopicRef;
 
     use super::*;
+    use crate::quotas::WaitsFor;
     use Priority::{High, Low, Normal};
 
     const WIDE: Limits = Limits {
@@ -391,8 +402,8 @@ mod tests {
         lanes.push(tenant, priority, weight, chunk, Instant::now())
     }
 
-    fn settle(lanes: &mut Lanes, tenant: &Tenant, estimate: u64, work: u64) {
-        lanes.settle(tenant, estimate, work, Instant::now());
+    fn settle(lanes: &mut Lanes, tenant: &Tenant, estimate: u64, units: u64) {
+        lanes.settle(1, tenant, Work { estimate, units }, Instant::now());
     }
 
     /// Takes a window from any number of lanes.
@@ -568,6 +579,17 @@ mod tests {
         };
         Some(Quota {
             rate: Some(rate),
+            concurrent_work_units_max: None,
+            partitions: NonZeroU32::MIN,
+            priority_max: Low,
+        })
+    }
+
+    /// So many records under way, of a tenant with one partition.
+    fn concurrent_records(records: u32) -> Option<Quota> {
+        Some(Quota {
+            rate: None,
+            concurrent_work_units_max: NonZeroU32::new(records * record_work()),
             partitions: NonZeroU32::MIN,
             priority_max: Low,
         })
@@ -627,7 +649,12 @@ mod tests {
         let due = lanes.next_release().unwrap();
         assert_eq!((due - now).as_millis(), 500);
         let released = lanes.release(|_| NonZeroU32::MIN, due);
-        assert_eq!(released, [(tenant(1), due - soon)]);
+        let waited = Waited {
+            tenant: tenant(1),
+            waits_for: WaitsFor::Rate,
+            took: due - soon,
+        };
+        assert_eq!(released, [waited]);
         lanes.forget(&[partition(0, 0), partition(1, 0)]);
         assert_eq!(
             (lanes.next_release(), lanes.bytes(), lanes.held_back_bytes),
@@ -659,6 +686,73 @@ mod tests {
             lanes.release(|_| NonZeroU32::MIN, now);
             assert_eq!((lanes.is_empty(), lanes.held_back_bytes), (is_forgotten, 0));
             assert_eq!(lanes.next_release(), None);
+        }
+    }
+
+    #[test]
+    fn a_lane_with_as_much_under_way_as_it_may_waits_for_a_commit_and_the_others_get_all_that_it_leaves() {
+        let (mut lanes, now) = (Lanes::new(WIDE, usize::MAX), Instant::now());
+        lanes.gain(&tenant(0), Low, concurrent_records(3), now);
+        for index in 0..2 {
+            let chunk = chunk(index, 0, 0..100);
+            assert!(!push(&mut lanes, &tenant(index), Low, NonZeroU32::MIN, chunk));
+        }
+        let of_limited = |lanes: &mut Lanes| {
+            let window = tenants_of(&take(lanes, 10));
+            assert_eq!(window.len(), 10);
+            window.iter().filter(|tenant| *tenant == "t0").count()
+        };
+        let first_and_second = [of_limited(&mut lanes), of_limited(&mut lanes)];
+        assert_eq!(first_and_second, [3, 0]);
+        lanes.committed(1);
+        let later = now + Duration::from_secs(1);
+        let waited = lanes.release(|_| NonZeroU32::MIN, later);
+        assert_eq!(waited.len(), 1);
+        assert_eq!(waited[0].waits_for, WaitsFor::Commit);
+        assert_eq!(of_limited(&mut lanes), 3);
+        lanes.committed(3);
+        assert_eq!(lanes.release(|_| NonZeroU32::MIN, later).len(), 1);
+        lanes.forget(&[partition(0, 0), partition(1, 0)]);
+        assert_eq!((lanes.bytes(), lanes.held_back_bytes), (0, 0));
+    }
+
+    #[test]
+    fn a_lane_that_waits_for_its_rate_and_for_a_commit_goes_on_when_it_has_both() {
+        let (mut lanes, began) = (Lanes::new(WIDE, usize::MAX), Instant::now());
+        let both = records_per_s(1).map(|quota| Quota {
+            concurrent_work_units_max: NonZeroU32::new(record_work()),
+            ..quota
+        });
+        lanes.gain(&tenant(0), Low, both, began);
+        let chunk = chunk(0, 0, 0..5);
+        let mut now = began + Duration::from_secs(1);
+        assert!(!lanes.push(&tenant(0), Low, NonZeroU32::MIN, chunk, now));
+        let release = |lanes: &mut Lanes, now| {
+            let waited = lanes.release(|_| NonZeroU32::MIN, now);
+            waited.iter().map(|waited| waited.waits_for).collect::<Vec<_>>()
+        };
+        let budget = Budget {
+            jobs_max: 10,
+            bytes_max: usize::MAX,
+            lanes_max: NonZeroUsize::MAX,
+        };
+        for commit_comes_first in [true, false, true] {
+            let taken = lanes.take(budget, now);
+            assert_eq!(taken.waiting.len(), 1);
+            let due = lanes.next_release().unwrap();
+            if commit_comes_first {
+                lanes.committed(taken.number);
+                assert_eq!(release(&mut lanes, now), [WaitsFor::Commit]);
+                assert!(lanes.is_empty(), "its rate is used up");
+                assert_eq!(release(&mut lanes, due), [WaitsFor::Rate]);
+            } else {
+                assert_eq!(release(&mut lanes, due), [WaitsFor::Rate]);
+                assert!(lanes.is_empty(), "as much as may be is under way");
+                lanes.committed(taken.number);
+                assert_eq!(release(&mut lanes, due), [WaitsFor::Commit]);
+            }
+            assert!(!lanes.is_empty());
+            now = due;
         }
     }
 

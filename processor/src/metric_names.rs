@@ -15,6 +15,9 @@ pub const WORK_UNITS: &str = "tributary_processor_work_units_total";
 pub const FAIRNESS: &str = "tributary_processor_fairness";
 /// How long the lane of a `tenant` had work and waited for its rate, in milliseconds.
 pub const RATE_WAIT_MS: &str = "tributary_processor_rate_wait_ms_total";
+/// How long the lane of a `tenant` had work and waited for a commit, since as much of its work was under way as may be, in
+/// milliseconds.
+pub const CONCURRENCY_WAIT_MS: &str = "tributary_processor_concurrency_wait_ms_total";
 /// Device time of one micro-batch, in seconds.
 pub const BATCH_SECONDS: &str = "tributary_processor_batch_seconds";
 /// Jobs in one micro-batch.

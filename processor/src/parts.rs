@@ -47,6 +47,11 @@ impl Holdings {
         self.0.keys()
     }
 
+    /// Whether it holds anything of `tenant`.
+    pub(crate) fn has(&self, tenant: &Tenant) -> bool {
+        self.0.contains_key(tenant)
+    }
+
     /// The part of `tenant`, whose work has so many `partitions` of each priority up to `priority_max`: each stands for one.
     /// What is left of more urgent jobs stands for none.
     pub(crate) fn part(&self, tenant: &Tenant, partitions: NonZeroU32, priority_max: Priority) -> Part {
@@ -81,7 +86,8 @@ mod tests {
         );
         holdings.lose(&acme, Low);
         assert_eq!(of_100(&holdings, Low), 0);
+        assert!(holdings.has(&acme));
         holdings.lose(&acme, Normal);
-        assert!(holdings.tenants().next().is_none());
+        assert!(!holdings.has(&acme) && holdings.tenants().next().is_none());
     }
 }

@@ -11,7 +11,8 @@ use topics::{Assignment, Partition, Record};
 
 use crate::{
     attempts::{DEATHS_MAX, JobKey, Standing, Suspects, key},
-    batcher, cost,
+    batcher,
+    cost::{self, Work},
     lanes::{Delivery, Taken, Waiting},
     model::{Tokenizer, Tokens},
     turns::Backlogged,
@@ -41,6 +42,8 @@ pub(crate) struct Window {
 
 /// A window that the device can run.
 pub(crate) struct Prepared {
+    /// As in [`Taken`].
+    pub(crate) number: u64,
     /// Every job of the window, in the order of the lanes.
     pub(crate) items: Vec<Item>,
     /// What of it the device shall run.
@@ -58,17 +61,10 @@ pub(crate) struct Prepared {
 
 /// What a window turned out to be worth, by which the accounts of its lanes are settled.
 pub(crate) struct Settlement {
+    /// As in [`Taken`].
+    pub(crate) number: u64,
     pub(crate) works: BTreeMap<Tenant, Work>,
     pub(crate) backlogged: Backlogged,
-}
-
-/// What a window took of one tenant, in work units.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Work {
-    /// As it was charged when its turns came.
-    pub(crate) estimate: u64,
-    /// As its tokens say.
-    pub(crate) units: u64,
 }
 
 /// A job of the window, or a record without any.
@@ -126,7 +122,11 @@ pub(crate) fn prepare(
         place,
         lead,
     } = window;
-    let Taken { waiting, backlogged } = taken;
+    let Taken {
+        number,
+        waiting,
+        backlogged,
+    } = taken;
     let bytes = waiting.iter().map(|waiting| waiting.bytes).sum();
     let mut works: BTreeMap<Tenant, Work> = BTreeMap::new();
     for waiting in &waiting {
@@ -163,6 +163,7 @@ pub(crate) fn prepare(
         batches.extend(cut(&model, texts, batch_tokens_max));
     }
     let prepared = Prepared {
+        number,
         items,
         batches,
         bytes,
@@ -171,7 +172,12 @@ pub(crate) fn prepare(
         place,
         lead: Some(lead),
     };
-    (prepared, Settlement { works, backlogged })
+    let settlement = Settlement {
+        number,
+        works,
+        backlogged,
+    };
+    (prepared, settlement)
 }
 
 /// A job of the window, or a record without any, as it was read.

@@ -5,17 +5,37 @@ use std::{collections::BTreeSet, num::NonZeroU32, time::Duration};
 use schemas::{Priority, Rate, Tenant};
 use tokio::time::Instant;
 
-use crate::{parts::Holdings, rate::Rates};
+use crate::{cost::Work, parts::Holdings, rate::Rates, under_way::UnderWay};
 
 /// What bounds a tenant, over all processors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Quota {
     /// How fast its work may run; none: as fast as its turns come.
     pub(crate) rate: Option<Rate>,
-    /// The partitions of the tenant's work of each priority. Each stands for an equal part.
+    /// How much of its work may be under way; none: any amount.
+    pub(crate) concurrent_work_units_max: Option<NonZeroU32>,
+    /// The partitions of the tenant's work of each priority. Each stands for an equal part of both.
     pub(crate) partitions: NonZeroU32,
     /// The most urgent priority that the tenant has. What is left of more urgent jobs has no part of its own.
     pub(crate) priority_max: Priority,
+}
+
+/// What a lane waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum WaitsFor {
+    /// Its rate.
+    Rate,
+    /// A commit of what is under way of it.
+    Commit,
+}
+
+/// A wait that is over.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Waited {
+    /// Whose lane it was that waited.
+    pub(crate) tenant: Tenant,
+    pub(crate) waits_for: WaitsFor,
+    pub(crate) took: Duration,
 }
 
 /// The quotas of one processor's lanes.
@@ -23,6 +43,7 @@ pub(crate) struct Quota {
 pub(crate) struct Quotas {
     holdings: Holdings,
     rates: Rates,
+    under_way: UnderWay,
 }
 
 impl Quotas {
@@ -41,52 +62,78 @@ impl Quotas {
     /// Holds every tenant to its quota of now.
     pub(crate) fn relimit(&mut self, quota_of: impl Fn(&Tenant) -> Option<Quota>, now: Instant) {
         let known = self.holdings.tenants().chain(self.rates.tenants());
-        let tenants: BTreeSet<Tenant> = known.cloned().collect();
+        let tenants: BTreeSet<Tenant> = known.chain(self.under_way.tenants()).cloned().collect();
         for tenant in tenants {
             self.limit(&tenant, quota_of(&tenant), now);
         }
     }
 
     fn limit(&mut self, tenant: &Tenant, quota: Option<Quota>, now: Instant) {
-        let rate = quota.and_then(|quota| {
+        let limits = quota.map(|quota| {
             let part = self.holdings.part(tenant, quota.partitions, quota.priority_max);
-            quota.rate.map(|rate| (rate, part))
+            let rate = quota.rate.map(|rate| (rate, part));
+            // Whoever holds nothing of a tenant has no lane of it to hold back.
+            let concurrent = quota
+                .concurrent_work_units_max
+                .filter(|_| self.holdings.has(tenant));
+            (rate, concurrent.map(|work_units_max| (work_units_max, part)))
         });
+        let (rate, concurrent) = limits.unwrap_or_default();
         self.rates.limit(tenant, rate, now);
+        self.under_way.limit(tenant, concurrent);
     }
 
-    /// Work of `tenant` runs from now on, worth `estimate` work units, about.
-    pub(crate) fn charge(&mut self, tenant: &Tenant, estimate: u64, now: Instant) {
+    /// The window of this number, which is the last one, takes work of `tenant` as of `now`, worth `estimate` work units, about.
+    pub(crate) fn charge(&mut self, window: u64, tenant: &Tenant, estimate: u64, now: Instant) {
         self.rates.charge(tenant, estimate, now);
+        self.under_way.charge(window, tenant, estimate);
     }
 
-    /// Work of `tenant` that was charged as `estimate` was `work`, both in work units.
-    pub(crate) fn settle(&mut self, tenant: &Tenant, estimate: u64, work: u64, now: Instant) {
-        self.rates.settle(tenant, estimate, work, now);
+    /// What the window of this number took of `tenant` is known.
+    pub(crate) fn settle(&mut self, window: u64, tenant: &Tenant, work: Work, now: Instant) {
+        self.rates.settle(tenant, work.estimate, work.units, now);
+        self.under_way.settle(window, tenant, work);
     }
 
-    /// Whether the lane of `tenant`, which has work, may not run it as of `now`: then it waits until [`Quotas::release`].
+    /// The windows up to this number are committed.
+    pub(crate) fn committed(&mut self, window: u64) {
+        self.under_way.committed(window);
+    }
+
+    /// Whether the lane of `tenant`, which has work, may not run it as of `now`: then it waits, for all that it must, and is to be
+    /// asked for again when [`Quotas::release`] tells of it.
     pub(crate) fn hold_back(&mut self, tenant: &Tenant, now: Instant) -> bool {
-        self.rates.hold_back(tenant, now)
+        let waits_for_rate = self.rates.hold_back(tenant, now);
+        self.under_way.hold_back(tenant, now) || waits_for_rate
     }
 
     /// The lane of `tenant` has no work any more.
     pub(crate) fn forget(&mut self, tenant: &Tenant) {
         self.rates.forget(tenant);
+        self.under_way.forget(tenant);
     }
 
-    /// When the next lane may go on.
+    /// When the next wait for a rate is over.
     pub(crate) fn next_release(&self) -> Option<Instant> {
         self.rates.next_release()
     }
 
-    /// A lane that may go on as of `now`, and how long it waited.
-    pub(crate) fn release(&mut self, now: Instant) -> Option<(Tenant, Duration)> {
-        self.rates.release(now)
+    /// A wait that is over as of `now`. The lane may wait for something else yet.
+    pub(crate) fn release(&mut self, now: Instant) -> Option<Waited> {
+        let (waits_for, (tenant, took)) = match self.rates.release(now) {
+            Some(released) => (WaitsFor::Rate, released),
+            None => (WaitsFor::Commit, self.under_way.release(now)?),
+        };
+        Some(Waited {
+            tenant,
+            waits_for,
+            took,
+        })
     }
 
     /// With how many work units waiting the lane of `tenant` takes no more.
     pub(crate) fn queue_work_max(&self, tenant: &Tenant) -> u64 {
-        self.rates.queue_work_max(tenant)
+        let by_rate = self.rates.queue_work_max(tenant);
+        by_rate.min(self.under_way.queue_work_max(tenant))
     }
 }

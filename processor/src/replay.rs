@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use topics::{Assignment, Chunk, Partition, Record, TopicRef};
 
 use crate::{
-    cost,
+    cost::{self, Work},
     lanes::{Budget, Delivery, Lanes, Limits, Taken, Waiting},
     pace::Pace,
     service::FIRST_WINDOW_BYTES,
@@ -88,7 +88,7 @@ pub fn replay(
         all_bytes_max: usize::MAX,
     };
     let mut lanes = Lanes::new(unlimited, usize::MAX);
-    // Rates alone look at it, and nobody has one here.
+    // Quotas alone look at it, and nobody has one here.
     let no_time = Instant::now();
     let most = Budget {
         jobs_max: usize::MAX,
@@ -113,6 +113,7 @@ pub fn replay(
             assert!(!is_full, "lanes have no limit here");
         }
         let Taken {
+            number,
             waiting: mut window,
             backlogged,
         } = lanes.take(pace.budget(), no_time);
@@ -129,8 +130,8 @@ pub fn replay(
             waits[index] = Duration::from_nanos(now_ns + elapsed_ns - job.submitted_at_ns);
             elapsed_ns += (job.device_time_ns as f64 / how.speed) as u64;
             bytes += record.size_bytes();
-            let work = cost::work_units(job.input_tokens as usize).max(cost::JOB_WORK_MIN);
-            lanes.settle(&tenant, estimate, work, no_time);
+            let units = cost::work_units(job.input_tokens as usize).max(cost::JOB_WORK_MIN);
+            lanes.settle(number, &tenant, Work { estimate, units }, no_time);
         }
         pace.observe(bytes, 0.0, elapsed_ns as f64 / 1e6);
         now_ns += elapsed_ns;

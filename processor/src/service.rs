@@ -41,7 +41,7 @@ use crate::{
     outcomes::{self, Context},
     pace::Pace,
     prepare::{Prepared, Reading, Settlement, Window, prepare},
-    quotas::Quota,
+    quotas::{Quota, WaitsFor},
     windows::Inferred,
 };
 
@@ -194,6 +194,9 @@ impl Service {
         let (settlements, settlements_receiver) = mpsc::channel(WINDOWS_UNDER_WAY_MAX);
         let (prepared, prepared_receiver) = mpsc::channel(WINDOWS_UNDER_WAY_MAX);
         let (inferred, inferred_receiver) = mpsc::channel(WINDOWS_UNDER_WAY_MAX);
+        // The number of the last window that was committed tells of all before it, so one is all that need be kept, and who
+        // commits never waits for the router.
+        let (committed_sender, committed) = watch::channel(0);
         let inference = Arc::new(Inference::new(
             Arc::clone(&self.device),
             Arc::clone(&self.attempts),
@@ -220,11 +223,12 @@ impl Service {
             committer,
             accounts,
             Arc::clone(&self.context),
+            committed_sender,
         ));
         tokio::select! {
             biased;
             Some(ended) = tasks.join_next() => result(ended)?,
-            routed = self.route(reader.as_mut(), windows, settlements_receiver, &budget, shutdown) => routed?,
+            routed = self.route(reader.as_mut(), windows, settlements_receiver, committed, &budget, shutdown) => routed?,
         }
         while let Some(ended) = tasks.join_next().await {
             result(ended)?;
@@ -240,6 +244,7 @@ impl Service {
         reader: &mut dyn Reader,
         windows: mpsc::Sender<Window>,
         mut settlements: mpsc::Receiver<Settlement>,
+        mut committed: watch::Receiver<u64>,
         budget: &watch::Receiver<Budget>,
         shutdown: CancellationToken,
     ) -> Result<(), Error> {
@@ -261,6 +266,7 @@ impl Service {
                 biased;
                 () = shutdown.cancelled() => return Ok(()),
                 Some(settlement) = settlements.recv() => settle(&mut lanes, &settlement),
+                Ok(()) = committed.changed() => lanes.committed(*committed.borrow_and_update()),
                 Ok(()) = policies.changed() => {
                     in_force = Arc::clone(&policies.borrow_and_update());
                     lanes.reweigh(|tenant| in_force.weight_of(tenant));
@@ -368,16 +374,21 @@ fn quota(policies: &Policies, tenant: &Tenant) -> Option<Quota> {
     let policy = policies.tenants.get(tenant)?;
     Some(Quota {
         rate: policy.rate,
+        concurrent_work_units_max: policy.concurrent_work_units_max,
         partitions: NonZeroU32::new(policy.partitions)?,
         priority_max: policy.priority_max,
     })
 }
 
-/// Lets lanes go on that have waited long enough for their rate.
+/// Lets lanes go on that need not wait any more for their quota.
 fn release(lanes: &mut Lanes, policies: &Policies) {
-    for (tenant, waited) in lanes.release(|tenant| policies.weight_of(tenant), Instant::now()) {
-        let waited_ms = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX);
-        metrics::counter!(metric_names::RATE_WAIT_MS, "tenant" => tenant.to_string()).increment(waited_ms);
+    for waited in lanes.release(|tenant| policies.weight_of(tenant), Instant::now()) {
+        let metric = match waited.waits_for {
+            WaitsFor::Rate => metric_names::RATE_WAIT_MS,
+            WaitsFor::Commit => metric_names::CONCURRENCY_WAIT_MS,
+        };
+        let waited_ms = u64::try_from(waited.took.as_millis()).unwrap_or(u64::MAX);
+        metrics::counter!(metric, "tenant" => waited.tenant.to_string()).increment(waited_ms);
     }
 }
 
@@ -392,9 +403,14 @@ fn resume(lanes: &mut Lanes, reader: &mut dyn Reader) -> Result<(), Error> {
 
 /// Charges the lanes of a window with what it is worth.
 fn settle(lanes: &mut Lanes, settlement: &Settlement) {
-    let (Settlement { works, backlogged }, now) = (settlement, Instant::now());
+    let now = Instant::now();
+    let Settlement {
+        number,
+        works,
+        backlogged,
+    } = settlement;
     for (tenant, work) in works {
-        lanes.settle(tenant, work.estimate, work.units, now);
+        lanes.settle(*number, tenant, *work, now);
         metrics::counter!(metric_names::WORK_UNITS, "tenant" => tenant.to_string()).increment(work.units);
     }
     if let Some(index) = backlogged.jain(|tenant| works[tenant].units) {
@@ -425,28 +441,33 @@ fn refuse_other_versions(chunk: &Chunk) -> Result<(), Error> {
 /// The size of a window before the device's speed is known, and the least size ever.
 pub(crate) const FIRST_WINDOW_BYTES: usize = 16 << 10;
 
-/// Commits windows, each as one and in order.
+/// Commits windows, each as one and in order, and tells `committed` the number of each.
 async fn commit(
     mut inferred: mpsc::Receiver<Inferred>,
     mut committer: Box<dyn Committer>,
     mut accounts: Accounts,
     context: Arc<Context>,
+    committed: watch::Sender<u64>,
 ) -> Result<(), Error> {
     while let Some(window) = inferred.recv().await {
         let began = Instant::now();
         let Inferred {
-            prepared: Prepared { items, place, .. },
+            prepared: Prepared {
+                number, items, place, ..
+            },
             answers,
             ..
         } = window;
         let now_ms = chrono::Utc::now().timestamp_millis();
         let billed = outcomes::steps(items, answers, &context, now_ms);
         let steps = accounts.note(billed, now_ms).await?;
-        let committed = committer.append_and_commit(steps).await?;
-        if !committed.left_out.is_empty() {
-            tracing::info!(partitions = ?committed.left_out, "outcomes left to the partitions' new owner");
-            accounts.forget(&committed.left_out);
+        let left_out = committer.append_and_commit(steps).await?.left_out;
+        if !left_out.is_empty() {
+            tracing::info!(partitions = ?left_out, "outcomes left to the partitions' new owner");
+            accounts.forget(&left_out);
         }
+        // Before the next window may be taken, so that it has what waited for this.
+        committed.send_replace(number);
         drop(place);
         metrics::histogram!(metric_names::COMMIT_SECONDS).record(began.elapsed().as_secs_f64());
     }
@@ -455,14 +476,16 @@ async fn commit(
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use rust_decimal::Decimal;
-    use schemas::{Task, Tenants, TopicName};
+    use schemas::{AdmittedJob, JobId, Origin, Task, TenantPolicy, Tenants, TopicId, TopicName};
     use topics::{Append, TopicSpec, local::LocalTopics};
 
     use super::*;
     use crate::model::{CpuPath, DeviceChoice, ModelConfig, load};
 
-    fn service(topics: Arc<dyn Topics>, names: TopicNames) -> Service {
+    fn service(topics: Arc<dyn Topics>, names: TopicNames, tenants: Tenants) -> Service {
         let config = Config {
             group: "processor".to_owned(),
             pool: Pool::default(),
@@ -487,7 +510,7 @@ mod tests {
         };
         let policies = Policies {
             topics: names,
-            tenants: Tenants::new(),
+            tenants,
             models: BTreeMap::from([(name.clone(), served.terms.clone())]),
             pools: BTreeMap::new(),
             input_bytes_max: 1_000,
@@ -520,7 +543,7 @@ mod tests {
         for appended in topics.appender().await.unwrap().append(vec![newer]).await {
             appended.unwrap();
         }
-        let service = service(Arc::clone(&topics), names);
+        let service = service(Arc::clone(&topics), names, Tenants::new());
         let error = service.run(CancellationToken::new(), &|| {}).await.unwrap_err();
         assert!(!error.is_retryable(), "{error}");
         let text = error.to_string();
@@ -536,5 +559,76 @@ mod tests {
             1,
             "it is still there to be read"
         );
+    }
+
+    #[tokio::test]
+    async fn a_tenant_of_which_one_record_at_a_time_may_be_under_way_has_its_next_one_run_at_each_commit() {
+        const RECORDS: i64 = 20;
+        let names = TopicNames::new(&TopicName::new("jobs").unwrap(), "tributary.").unwrap();
+        let acme = Tenant::new("acme").unwrap();
+        let work = names.work(&Pool::default(), Priority::Low, &acme);
+        let topics: Arc<dyn Topics> = Arc::new(LocalTopics::in_memory());
+        let needed = [work.clone(), names.outcomes(&acme)];
+        topics
+            .ensure(&needed.map(|name| TopicSpec::new(name, 1)))
+            .await
+            .unwrap();
+        let record = |offset| {
+            let job = AdmittedJob {
+                origin: Origin {
+                    topic: names.jobs(),
+                    topic_id: TopicId::from_bytes([1; 16]),
+                    partition: 0,
+                    offset,
+                },
+                tenant: acme.clone(),
+                job_id: JobId::new("job").unwrap(),
+                model: ModelName::new("minilm").unwrap(),
+                input: "Where is my parcel?".to_owned(),
+                text_pair: None,
+                priority: None,
+                submitted_at_ms: 0,
+                deadline_ms: None,
+                labels: BTreeMap::new(),
+                trace_id: None,
+            };
+            Append {
+                topic: work.clone(),
+                partition: Some(0),
+                timestamp_ms: 0,
+                key: None,
+                value: Some(AdmittedJobs(vec![job]).encode().into()),
+                headers: Vec::new(),
+            }
+        };
+        let appender = topics.appender().await.unwrap();
+        for appended in appender.append((0..RECORDS).map(record).collect()).await {
+            appended.unwrap();
+        }
+        let policy = TenantPolicy {
+            concurrent_work_units_max: Some(NonZeroU32::MIN),
+            ..TenantPolicy::default()
+        };
+        let outcomes = Subscription {
+            patterns: vec![TopicPattern::Under(names.outcomes_prefix())],
+        };
+        let service = service(Arc::clone(&topics), names, Tenants::from([(acme, policy)]));
+        let shutdown = CancellationToken::new();
+        let read = async {
+            let mut reader = topics.reader("readers", &outcomes).await.unwrap();
+            let mut commits = 0;
+            while commits < RECORDS as usize {
+                // What one window became is one record.
+                if let Event::Records(chunk) = reader.next().await.unwrap() {
+                    commits += chunk.records.len();
+                }
+            }
+            shutdown.cancel();
+        };
+        let both = async { tokio::join!(service.run(shutdown.clone(), &|| {}), read) };
+        let (ran, ()) = tokio::time::timeout(Duration::from_secs(60), both)
+            .await
+            .expect("a lane waits for a commit that was");
+        ran.unwrap();
     }
 }

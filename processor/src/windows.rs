@@ -74,6 +74,7 @@ mod tests {
 
     fn window(bytes: usize) -> Prepared {
         Prepared {
+            number: 1,
             items: Vec::new(),
             batches: Vec::new(),
             bytes,

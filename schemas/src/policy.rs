@@ -66,6 +66,10 @@ pub struct TenantPolicy {
     /// How fast the tenant's jobs run at most; none: as fast as its turns come.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rate: Option<Rate>,
+    /// How much of the tenant's work may be under way at once, in work units, which are about tokens; none: any amount. What
+    /// comes above that waits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub concurrent_work_units_max: Option<NonZeroU32>,
     /// What the tenant may spend; none: as much as it likes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub budget: Option<Budget>,
@@ -90,6 +94,7 @@ impl Default for TenantPolicy {
             priority_max: Priority::Low,
             retention_days: None,
             rate: None,
+            concurrent_work_units_max: None,
             budget: None,
             queue_records_max: None,
             abuse: Abuse::default(),

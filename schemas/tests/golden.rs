@@ -259,6 +259,16 @@ fn a_set_of_tenants_with_quotas_keeps_its_bytes() {
 }
 
 #[test]
+fn a_set_of_tenants_with_limits_of_concurrent_work_keeps_its_bytes() {
+    let acme = TenantPolicy {
+        concurrent_work_units_max: Some(50_000.try_into().unwrap()),
+        ..TenantPolicy::default()
+    };
+    let set = TenantSet(BTreeMap::from([(Tenant::new("acme").unwrap(), acme)]));
+    check(&set, &golden(&set, "tenant-set-of-concurrent-work.v1.bin"));
+}
+
+#[test]
 fn audit_events_keep_their_bytes() {
     let decided = AuditEvent {
         time_ms: 1_790_000_000_123,

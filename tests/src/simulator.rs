@@ -224,7 +224,7 @@ async fn produce(scene: &Scene, seed: u64) -> Expected {
 }
 
 /// Without some of the tenants, as a reload leaves them: their jobs are rejected, and what is under way goes on. The others
-/// have new weights and ceilings, and new jobs of theirs go to a pool that may be another than before.
+/// have new weights, ceilings and limits, and new jobs of theirs go to a pool that may be another than before.
 fn reloaded(policies: &Policies, random: &mut fastrand::Rng) -> Policies {
     let mut reloaded = policies.clone();
     reloaded.tenants.retain(|_, _| random.u8(0..4) > 0);
@@ -232,6 +232,9 @@ fn reloaded(policies: &Policies, random: &mut fastrand::Rng) -> Policies {
         policy.weight = NonZeroU32::new(random.u32(1..4)).expect("not zero");
         policy.pool = pools().nth(random.usize(0..2)).expect("one of two");
         policy.priority_max = Priority::ALL[random.usize(0..3)];
+        if policy.concurrent_work_units_max.is_some() {
+            policy.concurrent_work_units_max = NonZeroU32::new(random.u32(0..200));
+        }
     }
     reloaded
 }
@@ -345,6 +348,7 @@ fn policies(seed: u64) -> Policies {
     let tenant = TenantPolicy {
         partitions: PARTITIONS,
         rate: seed.is_multiple_of(3).then_some(rate),
+        concurrent_work_units_max: seed.is_multiple_of(7).then_some(few),
         queue_records_max: seed.is_multiple_of(5).then_some(few),
         priority_max: Priority::High,
         ..TenantPolicy::default()

@@ -213,6 +213,7 @@ mod tests {
             priority_max = "normal"
             retention_days = 30
             rate = { work_units_per_s = 2000, burst_work_units = 10000 }
+            concurrent_work_units_max = 50000
             budget = { per_day = "12.50", per_month = "200" }
             queue_records_max = 5000
             abuse = { throttle = true }
@@ -233,6 +234,8 @@ mod tests {
             (budget.per_day, budget.per_month),
             (Some(Decimal::new(1_250, 2)), Some(Decimal::new(200, 0)))
         );
+        let concurrent = acme.concurrent_work_units_max;
+        assert_eq!(concurrent.map(|work_units| work_units.get()), Some(50_000));
         assert_eq!(acme.queue_records_max.map(|records| records.get()), Some(5_000));
         assert!(acme.abuse.throttle && acme.abuse.detect && acme.abuse.times_usual.get() == 3);
         let rate = acme.rate.unwrap();
@@ -295,6 +298,10 @@ mod tests {
             (
                 "[tenants.acme]\nbudget = {}\n",
                 "line 2: tenants.acme.budget is for no period",
+            ),
+            (
+                "[tenants.acme]\nconcurrent_work_units_max = 0\n",
+                "line 2: setting `tenants.acme.concurrent_work_units_max`: invalid value",
             ),
             (
                 "[tenants.acme]\nqueue_records_max = 0\n",
