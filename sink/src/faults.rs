@@ -449,6 +449,18 @@ async fn a_store_whose_create_is_not_atomic_is_refused_with_what_would_do() {
 }
 
 #[tokio::test]
+async fn a_store_is_not_blamed_for_a_proof_in_which_nobody_is_told_that_he_won() {
+    let in_conflict = |creates| Faulty::over(&Arc::new(InMemory::new()), Fault::Conflicts(creates));
+    in_conflict(16).prove_create_is_atomic().await.unwrap();
+    let error = in_conflict(usize::MAX)
+        .prove_create_is_atomic()
+        .await
+        .unwrap_err();
+    assert!(error.is_retryable(), "{error}");
+    assert!(error.to_string().contains("none is told that it won"), "{error}");
+}
+
+#[tokio::test]
 async fn already_exists_is_not_taken_for_success_where_nothing_is_there() {
     let lake = Arc::new(InMemory::new());
     let store = Faulty::over(&lake, Fault::Conflicts(3));

@@ -22,12 +22,25 @@ const CREATE_TRIES_MAX: usize = 8;
 const PROBE_ROUNDS: usize = 4;
 /// How many creates of one key run side by side in the proof.
 const PROBE_WRITERS: usize = 16;
+/// A round in which nobody is told that he won proves nothing: the winner's answer was lost, or all writes were in conflict.
+/// So many such rounds are tried again.
+const PROBE_ROUNDS_LOST_MAX: usize = 16;
 
 /// The object store that the lake is in. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Store {
     inner: Arc<dyn ObjectStore>,
     url: Arc<str>,
+}
+
+/// How one round of the start-up proof ended.
+enum Round {
+    /// One create won, and its bytes are there.
+    OneWon,
+    /// None was told that it won; what one of them was told instead.
+    NobodyWon(StoreError),
+    /// So many won, or one did and other bytes are there.
+    NotAtomic { winners: usize },
 }
 
 /// What became of a create.
@@ -154,46 +167,77 @@ impl Store {
     /// Proves that of many creates of one key exactly one wins, and that its bytes are what is there then.
     ///
     /// # Errors
-    /// [`Error::Invalid`] where the store is not atomic in this; [`Error::Unavailable`] where it does not answer.
+    /// [`Error::Invalid`] where the store is not atomic in this; [`Error::Unavailable`] where it does not answer, or does not
+    /// say who won.
     pub async fn prove_create_is_atomic(&self) -> Result<(), Error> {
-        for _ in 0..PROBE_ROUNDS {
-            let path = layout::path(&format!("{}/{}", layout::PROBES, uuid::Uuid::new_v4().simple()));
-            let creates = (0..PROBE_WRITERS).map(|writer| {
-                let bytes = Bytes::from(format!("writer {writer} {}", "x".repeat(1_000)));
-                let path = path.clone();
-                async move {
-                    let options = PutOptions {
-                        mode: PutMode::Create,
-                        ..PutOptions::default()
-                    };
-                    (
-                        self.inner.put_opts(&path, bytes.clone().into(), options).await,
-                        bytes,
-                    )
+        let (mut proven, mut lost) = (0, 0);
+        while proven < PROBE_ROUNDS {
+            match self.probe().await? {
+                Round::OneWon => proven += 1,
+                Round::NobodyWon(_) if lost < PROBE_ROUNDS_LOST_MAX => lost += 1,
+                Round::NobodyWon(source) => {
+                    return Err(Error::Unavailable {
+                        what: format!(
+                            "prove that `{}` creates atomically: of {PROBE_WRITERS} creates of one key none is told that it won",
+                            self.url
+                        ),
+                        source,
+                    });
                 }
-            });
-            let mut winners = Vec::new();
-            for (result, bytes) in join_all(creates).await {
-                match result {
-                    Ok(_) => winners.push(bytes),
-                    Err(StoreError::AlreadyExists { .. } | StoreError::Precondition { .. }) => {}
-                    Err(error) => return Err(self.failed(&format!("create `{path}`"), error)),
+                Round::NotAtomic { winners } => {
+                    return Err(Error::Invalid {
+                        what: format!(
+                            "the store of the lake `{}` does not create atomically: of {PROBE_WRITERS} creates of one key {winners} won{}. Exactly-once rests on that; use AWS S3, Google Cloud Storage, Azure, versitygw 1.8.0 or later, or a local folder",
+                            self.url,
+                            if winners == 1 {
+                                ", and the bytes of another are there"
+                            } else {
+                                ""
+                            }
+                        ),
+                    });
                 }
-            }
-            let found = self.read(&path).await?;
-            // What a probe leaves behind does no harm, so a failure to remove it is none of the sink.
-            let _ = self.inner.delete(&path).await;
-            if winners.len() != 1 || found.as_ref() != winners.first() {
-                return Err(Error::Invalid {
-                    what: format!(
-                        "the store of the lake `{}` does not create atomically: of {PROBE_WRITERS} creates of one key {} won. Exactly-once rests on that; use AWS S3, Google Cloud Storage, Azure, versitygw 1.8.0 or later, or a local folder",
-                        self.url,
-                        winners.len()
-                    ),
-                });
             }
         }
         Ok(())
+    }
+
+    async fn probe(&self) -> Result<Round, Error> {
+        let path = layout::path(&format!("{}/{}", layout::PROBES, uuid::Uuid::new_v4().simple()));
+        let creates = (0..PROBE_WRITERS).map(|writer| {
+            let bytes = Bytes::from(format!("writer {writer} {}", "x".repeat(1_000)));
+            let path = path.clone();
+            async move {
+                let options = PutOptions {
+                    mode: PutMode::Create,
+                    ..PutOptions::default()
+                };
+                (
+                    self.inner.put_opts(&path, bytes.clone().into(), options).await,
+                    bytes,
+                )
+            }
+        });
+        let (mut winners, mut refused) = (Vec::new(), None);
+        for (result, bytes) in join_all(creates).await {
+            match result {
+                Ok(_) => winners.push(bytes),
+                Err(error @ (StoreError::AlreadyExists { .. } | StoreError::Precondition { .. })) => {
+                    refused = Some(error);
+                }
+                Err(error) => return Err(self.failed(&format!("create `{path}`"), error)),
+            }
+        }
+        let found = self.read(&path).await?;
+        // What a probe leaves behind does no harm, so a failure to remove it is none of the sink.
+        let _ = self.inner.delete(&path).await;
+        Ok(match (winners.as_slice(), refused) {
+            ([], Some(refused)) => Round::NobodyWon(refused),
+            ([winner], _) if found.as_ref() == Some(winner) => Round::OneWon,
+            _ => Round::NotAtomic {
+                winners: winners.len(),
+            },
+        })
     }
 
     fn failed(&self, what: &str, source: StoreError) -> Error {
