@@ -14,7 +14,7 @@ pub struct RecordedJob {
     pub tenant: Tenant,
     /// The model, as the job called it.
     pub model: String,
-    /// When it was submitted, in nanoseconds since 1970 UTC.
+    /// When it was submitted, in nanoseconds since 1970 UTC: what its producer says, but no later than it was done.
     pub submitted_at_ns: u64,
     /// How long it waited for the device, in nanoseconds.
     pub queue_time_ns: u64,
@@ -52,6 +52,7 @@ pub async fn recorded(url: &str, options: &Options) -> Result<Vec<RecordedJob>, 
         let columns = [
             "model",
             "submitted_at",
+            "completed_at",
             "queue_time_ns",
             "input_tokens",
             "device_time_ns",
@@ -61,6 +62,7 @@ pub async fn recorded(url: &str, options: &Options) -> Result<Vec<RecordedJob>, 
         for (rows, bills) in rows.iter().zip(&bills) {
             let model = rows["model"].as_string::<i32>();
             let submitted = rows["submitted_at"].as_primitive::<types::TimestampMicrosecondType>();
+            let completed = rows["completed_at"].as_primitive::<types::TimestampMicrosecondType>();
             let queued = rows["queue_time_ns"].as_primitive::<types::Int64Type>();
             let tokens = rows["input_tokens"].as_primitive::<types::Int32Type>();
             let device = rows["device_time_ns"].as_primitive::<types::Int64Type>();
@@ -69,7 +71,7 @@ pub async fn recorded(url: &str, options: &Options) -> Result<Vec<RecordedJob>, 
             jobs.extend(ran.map(|row| RecordedJob {
                 tenant: tenant.clone(),
                 model: model.value(row).to_owned(),
-                submitted_at_ns: submitted.value(row).max(0).unsigned_abs() * 1_000,
+                submitted_at_ns: submitted_at_ns(submitted.value(row), completed.value(row)),
                 queue_time_ns: queued.value(row).unsigned_abs(),
                 input_tokens: tokens.value(row).unsigned_abs(),
                 device_time_ns: device.value(row).unsigned_abs(),
@@ -78,4 +80,27 @@ pub async fn recorded(url: &str, options: &Options) -> Result<Vec<RecordedJob>, 
         }
     }
     Ok(jobs)
+}
+
+/// When a job was submitted, as its producer says it: not later than it was done, whatever he says.
+fn submitted_at_ns(submitted_us: i64, completed_us: i64) -> u64 {
+    let submitted_us = submitted_us.min(completed_us).max(0).unsigned_abs();
+    submitted_us.saturating_mul(1_000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_that_claims_to_come_from_the_future_was_submitted_when_it_was_done() {
+        const DONE_US: i64 = 1_790_000_000_000_000;
+        assert_eq!(submitted_at_ns(DONE_US - 7, DONE_US), 1_789_999_999_999_993_000);
+        // As of the year 9999, which does not fit into nanoseconds.
+        assert_eq!(
+            submitted_at_ns(253_402_300_799_000_000, DONE_US),
+            1_790_000_000_000_000_000
+        );
+        assert_eq!(submitted_at_ns(-7, DONE_US), 0);
+    }
 }
