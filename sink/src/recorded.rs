@@ -31,7 +31,7 @@ pub struct RecordedJob {
 /// # Errors
 /// Where the lake cannot be read.
 pub async fn recorded(url: &str, options: &Options) -> Result<Vec<RecordedJob>, Error> {
-    let store = Store::open(url, options)?;
+    let store = Store::open_written(url, options).await?;
     let mut jobs = Vec::new();
     for path in store.list(&layout::path(Table::Results.name())).await? {
         let twin = path

@@ -1,6 +1,6 @@
 //! The object store that the lake is in.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use bytes::Bytes;
@@ -61,24 +61,35 @@ impl Store {
     /// # Errors
     /// [`Error::Invalid`] where the address or a setting is wrong.
     pub fn open(url: &str, options: &Options) -> Result<Self, Error> {
-        let invalid = |why: String| Error::Invalid {
-            what: format!("the lake `{url}` cannot be opened: {why}"),
-        };
-        let folder = match Url::parse(url) {
-            Ok(parsed) if parsed.scheme() == "file" => Some(
-                parsed
-                    .to_file_path()
-                    .map_err(|()| invalid("it is no path of this machine".to_owned()))?,
-            ),
-            Ok(parsed) if parsed.scheme().len() > 1 => {
-                return Ok(Self::over(remote(&parsed, options).map_err(invalid)?, url));
+        let invalid = |why: String| invalid(url, &why);
+        match place(url).map_err(invalid)? {
+            Place::Folder(folder) => {
+                std::fs::create_dir_all(&folder).map_err(|error| invalid(error.to_string()))?;
+                let store = LocalFileSystem::new_with_prefix(&folder);
+                let store = store.map_err(|error| invalid(error.to_string()))?;
+                Ok(Self::over(Arc::new(store.with_fsync(true)), url))
             }
-            _ => Some(url.into()),
-        };
-        let folder = folder.expect("whatever is no URL is a folder");
-        std::fs::create_dir_all(&folder).map_err(|error| invalid(error.to_string()))?;
-        let store = LocalFileSystem::new_with_prefix(&folder).map_err(|error| invalid(error.to_string()))?;
-        Ok(Self::over(Arc::new(store.with_fsync(true)), url))
+            Place::Remote(parsed) => Ok(Self::over(remote(&parsed, options).map_err(invalid)?, url)),
+        }
+    }
+
+    /// The same to read what sinks have written there: a lake is not made by looking at it.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where the address or a setting is wrong, or no sink has written there;
+    /// [`Error::Unavailable`] where the store does not answer.
+    pub async fn open_written(url: &str, options: &Options) -> Result<Self, Error> {
+        if let Place::Folder(folder) = place(url).map_err(|why| invalid(url, &why))?
+            && !folder.is_dir()
+        {
+            return Err(invalid(url, "there is no such folder"));
+        }
+        let store = Self::open(url, options)?;
+        match store.inner.list(Some(&layout::path(layout::RANGES))).next().await {
+            Some(Ok(_)) => Ok(store),
+            Some(Err(error)) => Err(store.failed("list its ranges", error)),
+            None => Err(invalid(url, "no sink has written there: nothing is in `_ranges`")),
+        }
     }
 
     /// The lake in `inner`; `url` is what it is called in messages.
@@ -257,6 +268,30 @@ impl Store {
     }
 }
 
+fn invalid(url: &str, why: &str) -> Error {
+    Error::Invalid {
+        what: format!("the lake `{url}` cannot be opened: {why}"),
+    }
+}
+
+/// What a lake's address names.
+enum Place {
+    Folder(PathBuf),
+    Remote(Url),
+}
+
+fn place(url: &str) -> Result<Place, String> {
+    match Url::parse(url) {
+        Ok(parsed) if parsed.scheme() == "file" => match parsed.to_file_path() {
+            Ok(folder) => Ok(Place::Folder(folder)),
+            Err(()) => Err("it is no path of this machine".to_owned()),
+        },
+        // Of one letter it would be a drive.
+        Ok(parsed) if parsed.scheme().len() > 1 => Ok(Place::Remote(parsed)),
+        _ => Ok(Place::Folder(url.into())),
+    }
+}
+
 fn is_same(found: &Bytes, bytes: &PutPayload) -> bool {
     let mut rest = &found[..];
     found.len() == bytes.content_length()
@@ -331,6 +366,25 @@ mod tests {
             Created::Different(one.clone())
         );
         assert_eq!(store.read(&path).await.unwrap(), Some(one));
+    }
+
+    #[tokio::test]
+    async fn a_lake_that_no_sink_has_written_to_is_none_and_is_not_made_by_looking_at_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let opened = async |path: &std::path::Path| {
+            let opened = Store::open_written(path.to_str().unwrap(), &Options::new()).await;
+            opened.map_err(|error| error.to_string())
+        };
+        let nowhere = folder.path().join("lkae");
+        let complaint = opened(&nowhere).await.unwrap_err();
+        assert!(complaint.contains("there is no such folder"), "{complaint}");
+        assert!(!nowhere.exists());
+        let complaint = opened(folder.path()).await.unwrap_err();
+        assert!(complaint.contains("no sink has written there"), "{complaint}");
+        let store = Store::open(folder.path().to_str().unwrap(), &Options::new()).unwrap();
+        let intent = layout::path("_ranges/x/0/00000000000000000000.json");
+        store.create(&intent, Bytes::new()).await.unwrap();
+        opened(folder.path()).await.unwrap();
     }
 
     #[test]

@@ -118,9 +118,9 @@ impl AuditReport {
 /// Verifies the lake at `url`.
 ///
 /// # Errors
-/// Where the lake cannot be read. What is wrong *in* it stands in the report.
+/// Where the lake cannot be read, or there is none. What is wrong *in* it stands in the report.
 pub async fn verify(url: &str, options: &Options, depth: Depth) -> Result<Report, Error> {
-    verify_store(&Store::open(url, options)?, depth).await
+    verify_store(&Store::open_written(url, options).await?, depth).await
 }
 
 /// Verifies the lake in `store`.
@@ -143,9 +143,9 @@ pub async fn verify_store(store: &Store, depth: Depth) -> Result<Report, Error> 
 /// must be the end of one of its ranges.
 ///
 /// # Errors
-/// Where the lake cannot be read. What is wrong *in* it stands in the report.
+/// Where the lake cannot be read, or there is none. What is wrong *in* it stands in the report.
 pub async fn verify_audit(url: &str, options: &Options, noted: &[Digest]) -> Result<AuditReport, Error> {
-    verify_audit_of(&Store::open(url, options)?, noted).await
+    verify_audit_of(&Store::open_written(url, options).await?, noted).await
 }
 
 /// The same in `store`.

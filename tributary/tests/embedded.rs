@@ -942,6 +942,11 @@ fn a_mistake_is_answered_with_its_remedy() {
         ),
         (&["config", "--set", "identity.leeway_s=3600"], "300 is the most"),
         (
+            &["verify", "/nowhere"],
+            "the lake `/nowhere` cannot be opened: there is no such folder",
+        ),
+        (&["audit", "verify", "src"], "no sink has written there"),
+        (
             &["verify", "lake", "--set", "authority.policies=/nowhere.cedar"],
             "policy file `/nowhere.cedar` cannot be read",
         ),
