@@ -496,15 +496,21 @@ pub(crate) fn explain(error: &figment::Error) -> anyhow::Error {
     }
 }
 
-const SECRET_WORDS: [&str; 7] = [
+/// What the names of secrets have in them, among the settings of librdkafka and of `object_store` too.
+const SECRET_WORDS: [&str; 10] = [
     "password",
+    "passphrase",
     "secret",
     "token",
     "credential",
+    "jaas",
+    "oauthbearer.config",
     "key.pem",
     "access_key",
-    "sas_key",
+    "key_base64",
 ];
+/// And how they end, such as `azure_storage_account_key` and `google_service_account_key`.
+const SECRET_END: &str = "_key";
 const NOT_SECRET: [&str; 5] = [
     "tokens_max",
     "batch_tokens_max",
@@ -513,15 +519,18 @@ const NOT_SECRET: [&str; 5] = [
     "aws_access_key_id",
 ];
 
+fn is_secret(setting: &str) -> bool {
+    let name = setting.to_lowercase();
+    let has_word = SECRET_WORDS.iter().any(|word| name.contains(word));
+    (has_word || name.ends_with(SECRET_END)) && !NOT_SECRET.contains(&name.as_str())
+}
+
 fn redact(value: &mut toml::Value) {
     let toml::Value::Table(table) = value else { return };
     for (key, value) in table.iter_mut() {
-        let name = key.to_lowercase();
-        let secret =
-            SECRET_WORDS.iter().any(|word| name.contains(word)) && !NOT_SECRET.contains(&name.as_str());
         match value {
             toml::Value::Table(_) => redact(value),
-            value if secret => *value = toml::Value::String("<hidden>".to_owned()),
+            value if is_secret(key) => *value = toml::Value::String("<hidden>".to_owned()),
             _ => {}
         }
     }
@@ -658,13 +667,41 @@ mod tests {
 
     #[test]
     fn secrets_are_never_printed() {
-        let file = "[sink.options]\naws_secret_access_key = 'hush'\naws_access_key_id = 'AKIA'\n";
-        let set = [
-            "topics.kafka.sasl_password=hush",
+        let options = [
+            "aws_secret_access_key",
+            "aws_session_token",
+            "aws_sse_customer_key_base64",
+            "azure_storage_account_key",
+            "azure_storage_sas_key",
+            "master_key",
+            "google_service_account_key",
+            "google_bearer_token",
+        ];
+        let kafka = [
+            "sasl.password",
+            "sasl.oauthbearer.config",
+            "sasl.oauthbearer.client.secret",
+            "sasl.oauthbearer.assertion.private.key.passphrase",
+            "sasl.jaas.config",
+            "ssl.key.pem",
+        ];
+        let of_options = options.map(|name| format!("sink.options.{name}=hush"));
+        let of_kafka = kafka.map(|name| format!("topics.kafka.{}=hush", name.replace('.', "_")));
+        let open = [
+            "sink.options.aws_access_key_id=AKIA",
             "processor.batch_tokens_max=512",
         ];
-        let printed = load(file, &set).unwrap().to_toml().unwrap();
+        let set: Vec<&str> = of_options
+            .iter()
+            .chain(&of_kafka)
+            .map(String::as_str)
+            .chain(open)
+            .collect();
+        let printed = load("", &set).unwrap().to_toml().unwrap();
         assert!(!printed.contains("hush"), "{printed}");
+        for name in options.iter().chain(&kafka) {
+            assert!(printed.contains(name), "`{name}`: {printed}");
+        }
         assert!(
             printed.contains("AKIA") && printed.contains("batch_tokens_max = 512"),
             "{printed}"
