@@ -299,6 +299,17 @@ impl Config {
                 check_price(&format!("pools.{name}.prices.{model}"), *price)?;
             }
         }
+        // Under one of these a service would stand still, and say nothing.
+        let limits = [
+            ("topics.jobs_partitions", self.topics.jobs_partitions as usize),
+            ("ingest.commit_records_max", self.ingest.commit_records_max),
+            ("ingest.commit_bytes_max", self.ingest.commit_bytes_max),
+            ("sink.file_bytes_max", self.sink.file_bytes_max),
+            ("sink.memory_bytes_max", self.sink.memory_bytes_max),
+        ];
+        if let Some((setting, _)) = limits.iter().find(|(_, most)| *most == 0) {
+            bail!("{setting} is 0, and nothing would ever get through: it must be at least 1");
+        }
         if let Err(mistake) = self.identity.check() {
             bail!("{mistake}");
         }
@@ -628,6 +639,23 @@ mod tests {
         assert!(complaint("[tenants.acme]\nmodels = ['x']\n").contains("[models.x]"));
         let price = "[models.m]\nsource = 'x'\nprice_per_device_second = '0.0000000001'\n";
         assert!(complaint(price).contains("at most 9 decimals"));
+    }
+
+    #[test]
+    fn a_limit_of_nothing_under_which_a_service_would_stand_still_is_refused() {
+        for setting in [
+            "topics.jobs_partitions",
+            "ingest.commit_records_max",
+            "ingest.commit_bytes_max",
+            "sink.file_bytes_max",
+            "sink.memory_bytes_max",
+        ] {
+            let error = load("", &[&format!("{setting}=0")]).unwrap_err();
+            assert!(
+                format!("{error:#}").starts_with(&format!("{setting} is 0")),
+                "{error:#}"
+            );
+        }
     }
 
     #[test]
