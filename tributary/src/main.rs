@@ -72,8 +72,10 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::Config => cli::print(&config.to_toml()?),
             Command::Health(args) => health::ask(&args.url),
             Command::Completions { shell } => {
-                clap_complete::generate(shell, &mut Cli::command(), "tributary", &mut std::io::stdout());
-                Ok(())
+                // Not to standard output itself: where its reader has gone away, this would panic.
+                let mut script = Vec::new();
+                clap_complete::generate(shell, &mut Cli::command(), "tributary", &mut script);
+                cli::print(String::from_utf8(script)?.trim_end())
             }
         }?;
         Ok(ExitCode::SUCCESS)

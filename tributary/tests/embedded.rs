@@ -887,6 +887,19 @@ fn wait_for(mut holds: impl FnMut() -> bool) {
 }
 
 #[test]
+fn a_reader_of_completions_that_goes_away_is_no_error() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_tributary"))
+        .args(["completions", "bash"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+}
+
+#[test]
 fn a_mistake_is_answered_with_its_remedy() {
     for (arguments, complaint) in [
         (
