@@ -140,7 +140,7 @@ fn slot(hour: i64) -> usize {
 fn encoded(value: u64) -> u8 {
     match value {
         0 => 0,
-        _ => ((value as f64).ln() * STEPS).ceil() as u8 + 1,
+        _ => (((value as f64).ln() * STEPS).ceil() as u8).saturating_add(1),
     }
 }
 
@@ -234,6 +234,12 @@ mod tests {
         let peaks = office(1);
         assert_eq!(peaks.usual(MONDAY, at(0, 23)), None);
         assert!(peaks.usual(MONDAY, at(1, 3)).unwrap() >= 50);
+    }
+
+    #[test]
+    fn the_largest_count_there_is_is_remembered_as_one_as_large_as_can_be() {
+        assert_eq!(encoded(u64::MAX), u8::MAX);
+        assert_eq!(encoded(1), 1);
     }
 
     proptest! {
