@@ -10,7 +10,7 @@ use std::{
 use schemas::TopicName;
 use stories::KafkaServer;
 use topics::{
-    Append, Event, Subscription, TopicPattern, TopicSpec, Topics,
+    Append, Event, Step, Subscription, TopicPattern, TopicSpec, Topics,
     conformance::Place,
     kafka::{Delivery, KafkaTopics, Settings},
 };
@@ -85,6 +85,74 @@ async fn a_time_that_the_broker_wrote_is_told_from_a_producers() {
         "by the log, and as claimed"
     );
     reader.close().await.unwrap();
+}
+
+/// A repetition is told by its place, so a record that is appended after one of its successors would be taken for one.
+#[tokio::test]
+async fn nothing_is_appended_behind_a_record_that_the_broker_refuses() {
+    let name = |name| TopicName::new(name).unwrap();
+    let (source, target) = (name("gapless.source"), name("gapless.target"));
+    let topics = tokio::task::spawn_blocking(|| client("gapless", Delivery::Idempotent, &[]));
+    let topics = topics.await.unwrap();
+    let specs = [&source, &target].map(|name| TopicSpec {
+        message_bytes_max: Some(1_000),
+        ..TopicSpec::new(name.clone(), 1)
+    });
+    topics.ensure(&specs).await.unwrap();
+    let append = |topic: &TopicName, value: Vec<u8>| Append {
+        topic: topic.clone(),
+        partition: Some(0),
+        timestamp_ms: 0,
+        key: None,
+        value: Some(value.into()),
+        headers: Vec::new(),
+    };
+    let appender = topics.appender().await.unwrap();
+    for appended in appender.append(vec![append(&source, b"work".to_vec())]).await {
+        appended.unwrap();
+    }
+    let subscription = |topic| Subscription {
+        patterns: vec![TopicPattern::Exact(topic)],
+    };
+    let (mut reader, mut committer) = topics.stage("gapless", &subscription(source)).await.unwrap();
+    let chunk = loop {
+        if let Event::Records(chunk) = reader.next().await.unwrap() {
+            break chunk;
+        }
+    };
+    // Each is a batch of its own, and all three are on their way before the broker refuses the second one.
+    let values = [vec![b'a'; 900_000], vec![b'x'; 1_100_000], vec![b'b'; 900_000]];
+    let step = Step {
+        source: chunk.partition,
+        assignment: chunk.assignment,
+        next_offset: 1,
+        appends: values.map(|value| append(&target, value)).into(),
+        note: None,
+    };
+    let error = committer.append_and_commit(vec![step]).await.unwrap_err();
+    assert!(
+        error.to_string().contains("1100000 bytes is too large"),
+        "{error}"
+    );
+    reader.close().await.unwrap();
+    drop(committer);
+    let last = append(&target, b"last".to_vec());
+    for appended in appender.append(vec![last]).await {
+        appended.unwrap();
+    }
+    let mut reader = topics
+        .reader("gapless-reader", &subscription(target))
+        .await
+        .unwrap();
+    let mut seen = Vec::new();
+    while seen.last() != Some(&b'l') {
+        if let Event::Records(chunk) = reader.next().await.unwrap() {
+            let values = chunk.records.iter().filter_map(|record| record.value.as_ref());
+            seen.extend(values.map(|value| value[0]));
+        }
+    }
+    reader.close().await.unwrap();
+    assert!(!seen.contains(&b'b'), "the third was appended without the second");
 }
 
 mod transactional {

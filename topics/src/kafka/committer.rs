@@ -34,6 +34,8 @@ use crate::{Append, Committed, Committer, Error, Partition, Step};
 
 /// How long any one call of a transaction may take.
 const CALL_LIMIT: Duration = Duration::from_secs(30);
+/// How soon it is noticed that a record was refused, while others are still on their way.
+const FLUSH_LIMIT: Duration = Duration::from_millis(500);
 
 /// Hands commits to the thread that does them.
 pub(super) struct KafkaCommitter {
@@ -204,13 +206,22 @@ impl Worker {
 
     fn abort(&self) -> Result<(), KafkaError> {
         // librdkafka waits until every record is reported.
-        self.producer.purge(PurgeConfig::default().queue().inflight());
+        self.purge();
         self.producer.abort_transaction(CALL_LIMIT)
+    }
+
+    /// Forgets what is not acknowledged.
+    fn purge(&self) {
+        self.producer.purge(PurgeConfig::default().queue().inflight());
     }
 
     fn append_then_commit(&self, consumer: &GroupConsumer, steps: Vec<Step>) -> Result<Vec<Step>, Error> {
         let (held, mut left_out) = consumer.context().membership.sort_out(steps);
-        self.append(&held)?;
+        if let Err(error) = self.append(&held) {
+            // The producer, which is done for, lives on for a moment: nothing may come after what it did not append.
+            self.purge();
+            return Err(error);
+        }
         left_out.extend(commit_progress(consumer, held)?);
         Ok(left_out)
     }
@@ -224,7 +235,10 @@ impl Worker {
             self.send(append, sent)?;
             sent += 1;
         }
-        native::flush(self.producer.client(), CALL_LIMIT);
+        // In pieces, since librdkafka may never report what stands behind a record that was refused.
+        while !deliveries.is_decided(sent) {
+            native::flush(self.producer.client(), FLUSH_LIMIT);
+        }
         deliveries.wait_for(sent)
     }
 
@@ -360,6 +374,12 @@ impl Deliveries {
             }) => Err(not_appended(topic, *size_bytes, *code)),
             None => Ok(()),
         }
+    }
+
+    /// Whether nothing is left to wait for: so many records are reported, or one of them failed.
+    fn is_decided(&self, reported: usize) -> bool {
+        let tally = self.tally();
+        tally.reported >= reported || tally.failure.is_some()
     }
 
     fn tally(&self) -> MutexGuard<'_, Tally> {

@@ -38,7 +38,7 @@ pub struct Settings {
 }
 
 /// Properties that are not the user's to set, and why.
-const REFUSED: [(&str, &str); 14] = [
+const REFUSED: [(&str, &str); 15] = [
     (
         "acks",
         "a record counts as appended when all in-sync replicas have it",
@@ -64,6 +64,10 @@ const REFUSED: [(&str, &str); 14] = [
         "a group without progress begins at the first record, or records would be lost",
     ),
     ("delivery.report.only.error", "acknowledgements are counted"),
+    (
+        "enable.gapless.guarantee",
+        "nothing may be appended behind a record that was refused",
+    ),
     ("enable.idempotence", "without it a retry would append twice"),
     (
         "enable.partition.eof",
@@ -183,9 +187,16 @@ impl Settings {
     /// group and instance.
     pub(super) fn stage_producer(&self, group: &str) -> ClientConfig {
         let mut config = self.idempotent(&[&PRODUCER[..], &STAGE_PRODUCER].concat());
-        if self.delivery == Delivery::Transactional {
+        match self.delivery {
             // An instance's name has no slash, so that no other group and instance come to the same.
-            config.set("transactional.id", format!("{group}/{}", self.instance));
+            Delivery::Transactional => {
+                config.set("transactional.id", format!("{group}/{}", self.instance));
+            }
+            // Otherwise librdkafka goes on behind a record that the broker refuses. What is missing then and appended later
+            // stands behind what came after it, and a reader that drops repetitions takes it for one.
+            Delivery::Idempotent => {
+                config.set("enable.gapless.guarantee", "true");
+            }
         }
         config
     }
