@@ -3,16 +3,13 @@
 use std::{collections::BTreeMap, fmt};
 
 use rdkafka::ClientConfig;
-use serde::{Deserialize, Serialize, Serializer};
 
 use crate::Error;
 
 /// How a stage's appends and its progress become one.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Delivery {
     /// In one Kafka transaction: both or neither.
-    #[default]
     Transactional,
     /// Appends first, acknowledged by all replicas, then progress: a crash between the two appends again. Cheaper, for
     /// readers that drop what they have seen.
@@ -20,15 +17,12 @@ pub enum Delivery {
 }
 
 /// A cluster, and how to work with it.
-#[derive(Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone)]
 pub struct Settings {
     /// [Settings of librdkafka](https://github.com/confluentinc/librdkafka/blob/master/CONFIGURATION.md) for every
-    /// client. `bootstrap.servers` is required. Secrets are masked when this is serialized.
-    #[serde(serialize_with = "masked")]
+    /// client. `bootstrap.servers` is required.
     pub properties: BTreeMap<String, String>,
     /// How appends and progress become one.
-    #[serde(default)]
     pub delivery: Delivery,
     /// Tells this instance of a service from the others. It must stay the same over restarts: an instance fences
     /// whoever called itself so before. It has no `/`.
@@ -219,8 +213,13 @@ impl Settings {
         config
     }
 
+    /// The properties, without their secrets.
     fn shown(&self) -> BTreeMap<&str, &str> {
-        shown(&self.properties)
+        let shown = self.properties.iter().map(|(name, value)| {
+            let value = if is_secret(name) { "***" } else { value.as_str() };
+            (name.as_str(), value)
+        });
+        shown.collect()
     }
 }
 
@@ -233,22 +232,6 @@ impl fmt::Debug for Settings {
             .field("replication_factor", &self.replication_factor)
             .finish()
     }
-}
-
-fn masked<S: Serializer>(properties: &BTreeMap<String, String>, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_map(shown(properties))
-}
-
-fn shown(properties: &BTreeMap<String, String>) -> BTreeMap<&str, &str> {
-    properties
-        .iter()
-        .map(|(name, value)| {
-            (
-                name.as_str(),
-                if is_secret(name) { "***" } else { value.as_str() },
-            )
-        })
-        .collect()
 }
 
 pub(super) fn is_secret(property: &str) -> bool {
@@ -355,8 +338,7 @@ mod tests {
         let settings = settings(&names.map(|name| (name, "hush")));
         assert!(!format!("{settings:?}").contains("hush"), "{settings:?}");
         assert!(format!("{settings:?}").contains("kafka:9092"), "{settings:?}");
-        let mut seen = BTreeMap::new();
-        seen.extend(settings.shown());
+        let seen = settings.shown();
         assert!(names.iter().all(|name| seen[name] == "***"), "{seen:?}");
         assert!(!is_secret("sasl.oauthbearer.token.endpoint.url"));
     }
