@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use schemas::{Door, Job, Principal, ReasonCode, TopicName};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use topics::{Append, Appender, Error};
 
 use crate::{
@@ -19,7 +19,7 @@ pub struct HttpDoor {
 }
 
 /// What became of one line.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "answer", rename_all = "snake_case")]
 pub enum Answer {
     /// The line is on a topic, durably; its outcome carries this position as its origin.
@@ -38,6 +38,13 @@ pub enum Answer {
         /// Which line, from 1.
         line: usize,
         /// Why.
+        error: String,
+    },
+    /// Nobody knows whether the line is on a topic: sent again, it may be there twice.
+    Unknown {
+        /// Which line, from 1.
+        line: usize,
+        /// What came in the place of an acknowledgement.
         error: String,
     },
 }
@@ -158,12 +165,16 @@ impl Answer {
 
     fn line(&self) -> usize {
         match self {
-            Self::Accepted { line, .. } | Self::Refused { line, .. } => *line,
+            Self::Accepted { line, .. } | Self::Refused { line, .. } | Self::Unknown { line, .. } => *line,
         }
     }
 
     fn word(&self) -> &'static str {
-        if self.is_accepted() { "accepted" } else { "refused" }
+        match self {
+            Self::Accepted { .. } => "accepted",
+            Self::Refused { .. } => "refused",
+            Self::Unknown { .. } => "unknown",
+        }
     }
 }
 
@@ -174,6 +185,10 @@ fn answer_for(line: usize, result: Result<(topics::Partition, i64), Error>) -> A
             topic: partition.topic.name.to_string(),
             partition: partition.index,
             offset,
+        },
+        Err(error) if error.is_retryable() => Answer::Unknown {
+            line,
+            error: error.to_string(),
         },
         Err(error) => Answer::Refused {
             line,
@@ -199,9 +214,52 @@ fn lines_of(body: &[u8]) -> Vec<(usize, std::ops::Range<usize>)> {
 mod tests {
     use std::sync::Arc;
 
+    use async_trait::async_trait;
     use topics::{TopicSpec, Topics, local::LocalTopics};
 
     use super::*;
+
+    /// A log that takes no large record, and of whose other records the acknowledgements are lost.
+    struct Silent;
+
+    #[async_trait]
+    impl Appender for Silent {
+        async fn append(&self, records: Vec<Append>) -> Vec<Result<(topics::Partition, i64), Error>> {
+            let what = || "append to `jobs`".to_owned();
+            let fail = |record: Append| {
+                Err(match record.value.is_some_and(|value| value.len() > 1_000) {
+                    true => Error::Invalid {
+                        what: what(),
+                        detail: "it is too large".to_owned(),
+                    },
+                    false => Error::Unavailable {
+                        what: what(),
+                        detail: "nobody answers".to_owned(),
+                    },
+                })
+            };
+            records.into_iter().map(fail).collect()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_line_that_may_be_on_the_topic_is_not_told_to_be_refused() {
+        let door = HttpDoor::new(Box::new(Silent), TopicName::new("jobs").unwrap());
+        let job = |input: &str| format!(r#"{{"model":"m","input":"{input}"}}"#);
+        let body = [job("a"), "{oops".to_owned(), job(&"x".repeat(2_000))].join("\n");
+        let answers = door.accept(&body.into(), None, 0).await;
+        assert_eq!(
+            answers.iter().map(Answer::word).collect::<Vec<_>>(),
+            ["unknown", "refused", "refused"]
+        );
+        assert_eq!(
+            answers[0],
+            Answer::Unknown {
+                line: 1,
+                error: "append to `jobs`: nobody answers".to_owned()
+            }
+        );
+    }
 
     async fn open() -> (Arc<dyn Topics>, HttpDoor) {
         let topics: Arc<dyn Topics> = Arc::new(LocalTopics::in_memory());

@@ -12,7 +12,7 @@ pub const DEAD_LETTERS: &str = "tributary_ingest_dead_letters_total";
 pub const COMMIT_SECONDS: &str = "tributary_ingest_commit_seconds";
 /// HTTP requests that were refused as a whole for want of a good token or of permission, by `reason_code`.
 pub const HTTP_REFUSED: &str = "tributary_ingest_http_refused_total";
-/// Lines that came through the HTTP door, by `answer` (accepted, refused).
+/// Lines that came through the HTTP door, by `answer` (accepted, refused, unknown).
 pub const HTTP_LINES: &str = "tributary_ingest_http_lines_total";
 /// What a tenant that has a budget has spent, in the currency of the configuration, by `tenant` and `period` (day, month).
 pub const SPENT: &str = "tributary_ingest_spent";

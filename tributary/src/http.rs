@@ -110,8 +110,8 @@ async fn metrics(
     }
 }
 
-/// Takes jobs, a JSON object a line, and answers each line: 202 where all were accepted, 207 where some were, 400 where
-/// none was. All of a request is refused with 401 or 403 where a token is demanded and its own is not good, or the access
+/// Takes jobs, a JSON object a line, and answers each line: 202 where all were accepted, 207 where some were, 400 where all
+/// were refused, 503 where none was accepted and of some nobody knows. All of a request is refused with 401 or 403 where a token is demanded and its own is not good, or the access
 /// policies do not let who brings it.
 async fn jobs(
     State(served): State<Served>,
@@ -136,18 +136,22 @@ async fn jobs(
         return (StatusCode::SERVICE_UNAVAILABLE, waits).into_response();
     };
     let answers = door.accept(&body, asker.bearer.as_ref(), now_ms).await;
-    let accepted = answers.iter().filter(|answer| answer.is_accepted()).count();
-    let status = match accepted {
-        0 => StatusCode::BAD_REQUEST,
-        some if some == answers.len() => StatusCode::ACCEPTED,
-        _ => StatusCode::MULTI_STATUS,
-    };
     (
-        status,
+        status_of(&answers),
         [(header::CONTENT_TYPE, "application/x-ndjson")],
         Body::from(lines(&answers)),
     )
         .into_response()
+}
+
+fn status_of(answers: &[Answer]) -> StatusCode {
+    let is_unknown = |answer: &Answer| matches!(answer, Answer::Unknown { .. });
+    match answers.iter().filter(|answer| answer.is_accepted()).count() {
+        0 if answers.iter().any(is_unknown) => StatusCode::SERVICE_UNAVAILABLE,
+        0 => StatusCode::BAD_REQUEST,
+        some if some == answers.len() => StatusCode::ACCEPTED,
+        _ => StatusCode::MULTI_STATUS,
+    }
 }
 
 /// What is asked for.
@@ -272,4 +276,35 @@ fn lines(answers: &[Answer]) -> String {
         text.push('\n');
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sender_is_told_to_mend_his_jobs_only_where_all_that_is_wrong_is_theirs() {
+        let accepted = Answer::Accepted {
+            line: 1,
+            topic: "jobs".to_owned(),
+            partition: 0,
+            offset: 7,
+        };
+        let (line, error) = (2, String::new());
+        let refused = Answer::Refused {
+            line,
+            error: error.clone(),
+        };
+        let unknown = Answer::Unknown { line, error };
+        for (answers, status) in [
+            (vec![&accepted, &accepted], 202),
+            (vec![&accepted, &refused], 207),
+            (vec![&accepted, &unknown], 207),
+            (vec![&refused, &refused], 400),
+            (vec![&refused, &unknown], 503),
+        ] {
+            let answers: Vec<Answer> = answers.into_iter().cloned().collect();
+            assert_eq!(status_of(&answers).as_u16(), status, "{answers:?}");
+        }
+    }
 }

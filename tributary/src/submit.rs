@@ -9,7 +9,6 @@ use anyhow::{Context, bail};
 use bytes::Bytes;
 use indicatif::{ProgressBar, ProgressStyle};
 use ingest::{Answer, HttpDoor, identity::Bearer};
-use serde::Deserialize;
 
 use crate::{
     cli::{SubmitArgs, print},
@@ -19,8 +18,10 @@ use crate::{
 
 /// Lines are sent this many bytes at a time: enough for speed, little enough for a progress bar that moves.
 const PART_BYTES: usize = 1 << 20;
-/// This many refused lines are shown; the rest is counted.
-const REFUSED_SHOWN_MAX: usize = 10;
+/// An answer has some fifty times the bytes of the shortest line.
+const ANSWERS_BYTES_MAX: u64 = 100 * PART_BYTES as u64;
+/// This many lines that were not accepted are shown; the rest is counted.
+const LINES_SHOWN_MAX: usize = 10;
 
 /// Sends the jobs, and says what became of them.
 pub(crate) async fn run(config: &Config, args: SubmitArgs) -> anyhow::Result<()> {
@@ -65,7 +66,7 @@ enum Target {
 }
 
 impl Target {
-    async fn send(&self, part: Bytes, bearer: Option<Bearer>) -> anyhow::Result<Vec<LineAnswer>> {
+    async fn send(&self, part: Bytes, bearer: Option<Bearer>) -> anyhow::Result<Vec<Answer>> {
         match self {
             Self::Http(url) => {
                 let url = format!("{}/v1/jobs", url.trim_end_matches('/'));
@@ -73,29 +74,8 @@ impl Target {
             }
             Self::Topics(door) => {
                 let now_ms = chrono::Utc::now().timestamp_millis();
-                let answers = door.accept(&part, bearer.as_ref(), now_ms).await;
-                Ok(answers.into_iter().map(LineAnswer::from).collect())
+                Ok(door.accept(&part, bearer.as_ref(), now_ms).await)
             }
-        }
-    }
-}
-
-/// An answer as it comes over HTTP.
-#[derive(Deserialize)]
-struct LineAnswer {
-    line: usize,
-    #[serde(default)]
-    error: Option<String>,
-}
-
-impl From<Answer> for LineAnswer {
-    fn from(answer: Answer) -> Self {
-        match answer {
-            Answer::Accepted { line, .. } => Self { line, error: None },
-            Answer::Refused { line, error } => Self {
-                line,
-                error: Some(error),
-            },
         }
     }
 }
@@ -110,7 +90,7 @@ fn read_token(path: &Path) -> anyhow::Result<Bearer> {
     })
 }
 
-fn post(url: &str, part: &Bytes, bearer: Option<&Bearer>) -> anyhow::Result<Vec<LineAnswer>> {
+fn post(url: &str, part: &Bytes, bearer: Option<&Bearer>) -> anyhow::Result<Vec<Answer>> {
     let agent: ureq::Agent = ureq::Agent::config_builder()
         .http_status_as_error(false)
         .build()
@@ -122,35 +102,40 @@ fn post(url: &str, part: &Bytes, bearer: Option<&Bearer>) -> anyhow::Result<Vec<
     let mut response = request
         .send(&part[..])
         .with_context(|| format!("no answer from {url}: is `tributary up` running there?"))?;
-    let (status, body) = (response.status(), response.body_mut().read_to_string()?);
-    if ![202, 207, 400].contains(&status.as_u16()) {
-        bail!("{url} answers {status}: {body}");
+    let body = response.body_mut().with_config().limit(ANSWERS_BYTES_MAX);
+    let (body, status) = (body.read_to_string()?, response.status());
+    // There is one for each job, or else it says what is wrong with the request as a whole.
+    let answers: Result<Vec<Answer>, _> = body.lines().map(serde_json::from_str).collect();
+    let lines = part.split(|byte| *byte == b'\n');
+    let jobs = lines.filter(|line| !line.trim_ascii().is_empty()).count();
+    match answers {
+        Ok(answers) if answers.len() == jobs => Ok(answers),
+        _ => bail!("{url} answers {status}: {body}"),
     }
-    body.lines()
-        .map(|line| {
-            serde_json::from_str(line).with_context(|| format!("{url} gave an unexpected answer: {line}"))
-        })
-        .collect()
 }
 
 #[derive(Default)]
 struct Sent {
     accepted: usize,
     refused: usize,
+    unknown: usize,
     shown: Vec<String>,
 }
 
 impl Sent {
-    fn add(&mut self, first_line: usize, answers: Vec<LineAnswer>) {
+    fn add(&mut self, first_line: usize, answers: Vec<Answer>) {
         for answer in answers {
-            let Some(error) = answer.error else {
-                self.accepted += 1;
-                continue;
+            let (count, line, what) = match answer {
+                Answer::Accepted { .. } => {
+                    self.accepted += 1;
+                    continue;
+                }
+                Answer::Refused { line, error } => (&mut self.refused, line, error),
+                Answer::Unknown { line, error } => (&mut self.unknown, line, error),
             };
-            self.refused += 1;
-            if self.shown.len() < REFUSED_SHOWN_MAX {
-                self.shown
-                    .push(format!("line {}: {error}", first_line + answer.line - 1));
+            *count += 1;
+            if self.shown.len() < LINES_SHOWN_MAX {
+                self.shown.push(format!("line {}: {what}", first_line + line - 1));
             }
         }
     }
@@ -161,16 +146,25 @@ impl Sent {
             self.accepted, self.refused
         ))?;
         self.shown.iter().try_for_each(|line| print(line))?;
-        if self.refused > self.shown.len() {
-            print(&format!("… and {} more", self.refused - self.shown.len()))?;
+        let more = self.refused + self.unknown - self.shown.len();
+        if more > 0 {
+            print(&format!("… and {more} more"))?;
         }
-        if self.refused > 0 {
-            bail!(
-                "{} lines are no jobs and were not sent; the others were",
-                self.refused
-            );
+        self.problem().map_or(Ok(()), |problem| bail!(problem))
+    }
+
+    fn problem(&self) -> Option<String> {
+        let refused = format!("{} lines were refused, and not sent", self.refused);
+        let unknown = format!(
+            "of {} lines nobody knows whether they were sent: sent again, they may run twice",
+            self.unknown
+        );
+        match (self.refused, self.unknown) {
+            (0, 0) => None,
+            (_, 0) => Some(format!("{refused}; the others were")),
+            (0, _) => Some(unknown),
+            _ => Some(format!("{refused}; {unknown}")),
         }
-        Ok(())
     }
 }
 
@@ -213,5 +207,35 @@ fn progress_bar(bytes: Option<u64>) -> ProgressBar {
         Some(bytes) => ProgressBar::new(bytes)
             .with_style(ProgressStyle::with_template(style).expect("the template is a constant")),
         None => ProgressBar::new_spinner(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_refused_is_told_from_what_may_have_been_sent() {
+        let problem = |refused, unknown| {
+            let answer = |line| (line, "so".to_owned());
+            let refused = (1..=refused).map(answer);
+            let refused = refused.map(|(line, error)| Answer::Refused { line, error });
+            let unknown = (1..=unknown).map(answer);
+            let unknown = unknown.map(|(line, error)| Answer::Unknown { line, error });
+            let mut sent = Sent::default();
+            sent.add(1, refused.chain(unknown).collect());
+            sent.problem().unwrap_or_default()
+        };
+        assert_eq!(problem(0, 0), "");
+        assert_eq!(
+            problem(2, 0),
+            "2 lines were refused, and not sent; the others were"
+        );
+        assert!(problem(0, 3).starts_with("of 3 lines nobody knows"));
+        let both = problem(2, 3);
+        assert!(
+            both.contains("2 lines were refused, and not sent; of 3 lines nobody knows"),
+            "{both}"
+        );
     }
 }

@@ -871,6 +871,14 @@ fn refused_lines_are_named_and_the_others_are_sent() {
         text.contains("1 jobs accepted, 1 lines refused") && text.contains("line 3: not a job"),
         "{text}"
     );
+    // The answers have many times as many bytes.
+    std::fs::write(&jobs, "x\n".repeat(600_000)).unwrap();
+    let submitted = tributary(&["submit", jobs.to_str().unwrap(), "--to", &up.url]);
+    let text = stdout(&submitted) + &stderr(&submitted);
+    assert!(
+        text.contains("600000 lines refused") && text.contains("line 1: not a job"),
+        "{text}"
+    );
     wait_for(|| tributary(&["health", "--url", &up.url]).status.success());
     up.end("-TERM");
 }
