@@ -5,21 +5,22 @@ use std::{collections::BTreeMap, sync::Arc};
 use chrono::DateTime;
 use rust_decimal::Decimal;
 use schemas::{
-    AdmittedJob, Common, Door, Job, JobId, ModelName, Origin, Outcome, Policies, Priority, Reason,
-    ReasonCode, Route, Row, Tenant, TenantPolicy, User, Verdict,
+    AdmittedJob, Common, Job, JobId, ModelName, Origin, Outcome, Policies, Priority, Reason, ReasonCode,
+    Route, Row, Tenant, TenantPolicy, Verdict,
 };
 use topics::{Partition, Record};
 
 use crate::{
-    identity::{Bearer, Identity, Refusal},
-    permission::{Asked, Came, Permissions},
+    identity::Identity,
+    owner::{Owner, Sender, not_configured},
+    permission::{Asked, Permissions},
     quota::Quotas,
 };
 
 /// The labels of a job may have this many bytes together: they are copied into every row of the job.
 const LABELS_BYTES_MAX: usize = 8 * 1024;
 /// What an outcome repeats of a name that was not checked.
-const CLAIMED_CHARS_MAX: usize = 100;
+pub(crate) const CLAIMED_CHARS_MAX: usize = 100;
 
 /// A record and where it stood.
 #[derive(Debug, Clone, Copy)]
@@ -79,7 +80,7 @@ pub fn decide(received: Received<'_>, in_force: InForce<'_>, now_ms: i64) -> Dec
         Ok(job) => job,
         Err(error) => return dead_letter(format!("the value is not a job: {error}")),
     };
-    let Owner { tenant, sender } = owner(&job, received, policies, identity, now_ms);
+    let Owner { tenant, sender } = Owner::of(&job, received, policies, identity, now_ms);
     let checked = sender
         .map_err(Rejection::from)
         .and_then(|sender| check(&job, received.record, &tenant, &sender, in_force, now_ms));
@@ -113,35 +114,6 @@ pub fn decide(received: Received<'_>, in_force: InForce<'_>, now_ms: i64) -> Dec
     }
 }
 
-/// Whose a job is: the tenant that its outcome belongs to, and who sent it, or why nobody may who sent it so.
-struct Owner {
-    tenant: Tenant,
-    sender: Result<Sender, Reason<'static>>,
-}
-
-/// Who sent a job, and how.
-struct Sender {
-    /// None where it is the tenant itself.
-    user: Option<User>,
-    came: Came,
-}
-
-impl Owner {
-    fn known(tenant: Tenant, sender: Sender) -> Self {
-        Self {
-            tenant,
-            sender: Ok(sender),
-        }
-    }
-
-    fn unclaimed(code: ReasonCode, message: String) -> Self {
-        Self {
-            tenant: Tenant::unclaimed(),
-            sender: Err(Reason::new(code, message)),
-        }
-    }
-}
-
 /// Why a job may not run.
 struct Rejection {
     reason: Reason<'static>,
@@ -153,95 +125,6 @@ impl From<Reason<'static>> for Rejection {
     fn from(reason: Reason<'static>) -> Self {
         Self { reason, by: None }
     }
-}
-
-/// Where a token is demanded, it is the identity, and the topic of a tenant must agree with it. Otherwise a tenant's own
-/// topic is, and on the shared one the job's word.
-fn owner(
-    job: &Job<'_>,
-    received: Received<'_>,
-    policies: &Policies,
-    identity: &Identity,
-    now_ms: i64,
-) -> Owner {
-    let topic = &received.source.topic.name;
-    let Some(door) = policies.topics.door(topic) else {
-        let message = format!("topic `{topic}` is not the topic of any possible tenant");
-        return Owner::unclaimed(ReasonCode::InvalidTenant, message);
-    };
-    let proven = match proven(&door, received.record, identity, now_ms) {
-        Ok(proven) => proven,
-        Err(refusal) => return Owner::unclaimed(refusal.code(), refusal.to_string()),
-    };
-    let came = Came {
-        by_own_topic: matches!(door, Door::Tenant(_)),
-        with_token: proven.is_some(),
-    };
-    let (tenant, user) = match (door, proven) {
-        (Door::Tenant(tenant), Some((proven, _))) if proven != tenant => {
-            let message = format!("the job came through `{topic}` and its token is of tenant `{proven}`");
-            return Owner::unclaimed(ReasonCode::TenantMismatch, message);
-        }
-        (Door::Tenant(tenant), None) => (tenant, None),
-        (Door::Tenant(_) | Door::Shared, Some(proven)) => proven,
-        (Door::Shared, None) => return by_its_word(job.tenant.as_deref(), policies, came),
-    };
-    if !policies.tenants.contains_key(&tenant) {
-        return Owner::unclaimed(ReasonCode::UnknownTenant, not_configured(&tenant));
-    }
-    match &job.tenant {
-        Some(claimed) if *claimed != tenant.as_str() => {
-            let claimed: String = claimed.chars().take(CLAIMED_CHARS_MAX).collect();
-            let has = match came.with_token {
-                true => format!("has a token of tenant `{tenant}`"),
-                false => format!("came through `{topic}`"),
-            };
-            let message = format!("the job {has} and names tenant `{}`", claimed.escape_default());
-            Owner {
-                tenant,
-                sender: Err(Reason::new(ReasonCode::TenantMismatch, message)),
-            }
-        }
-        _ => Owner::known(tenant, Sender { user, came }),
-    }
-}
-
-/// Whose token `record` has, the tenant and, where the token tells of roles, the one who has them; none where none is
-/// demanded. A token must be good when the log took the record, so that a job
-/// may wait. A producer's word for that time is not taken: without the log's it must be good now.
-fn proven(
-    door: &Door,
-    record: &Record,
-    identity: &Identity,
-    now_ms: i64,
-) -> Result<Option<(Tenant, Option<User>)>, Refusal> {
-    if !identity.demands(door) {
-        return Ok(None);
-    }
-    let as_of_ms = if record.stamped_by_log {
-        record.timestamp_ms
-    } else {
-        now_ms
-    };
-    identity.prove_tenant(&Bearer::of(record)?, as_of_ms).map(Some)
-}
-
-fn by_its_word(claimed: Option<&str>, policies: &Policies, came: Came) -> Owner {
-    let Some(claimed) = claimed else {
-        let message = "the job names no tenant: set `tenant`, or produce to the tenant's own topic";
-        return Owner::unclaimed(ReasonCode::UnknownTenant, message.to_owned());
-    };
-    match Tenant::new(claimed) {
-        Ok(tenant) if policies.tenants.contains_key(&tenant) => {
-            Owner::known(tenant, Sender { user: None, came })
-        }
-        Ok(tenant) => Owner::unclaimed(ReasonCode::UnknownTenant, not_configured(&tenant)),
-        Err(invalid) => Owner::unclaimed(ReasonCode::InvalidTenant, invalid.to_string()),
-    }
-}
-
-fn not_configured(tenant: &Tenant) -> String {
-    format!("tenant `{tenant}` is not configured")
 }
 
 struct Checked {

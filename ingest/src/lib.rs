@@ -8,11 +8,12 @@
 //! ```
 //!
 //! The decision ([`decide`]) is a function of the record, the policies, the keys that tokens are checked with
-//! ([`identity`]), what the access policies permit ([`Permissions`]), what the tenant has spent and has waiting ([`quota`]), and
-//! the time. What was decided is held to what is usual of the tenant (`departure`). The service ([`Service`]) reads, decides, and
-//! commits what came of it together with its
-//! progress, so that a job is decided once: decided twice it could get two answers, since time and policy move on. This
-//! crate knows neither Kafka nor models nor Parquet.
+//! ([`identity`]), what the access policies permit ([`Permissions`]), what the tenant has spent and has waiting ([`quota`]),
+//! and the time. What was decided is held to what is usual of the tenant (`departure`).
+//!
+//! The service ([`Service`]) reads, decides, and commits what came of it together with its progress, so that a job is
+//! decided once: decided twice it could get two answers, since time and policy move on. This crate knows neither Kafka nor
+//! models nor Parquet.
 
 mod decide;
 mod departure;
@@ -20,6 +21,7 @@ mod door;
 pub mod identity;
 mod look;
 pub mod metric_names;
+mod owner;
 mod permission;
 pub mod quota;
 mod service;

@@ -62,9 +62,8 @@ pub struct Service {
 
 impl Service {
     /// Decides on the jobs in `topics`, on each chunk of them by the `policies`, the `identity` and the `authority` of that
-    /// moment. Whoever
-    /// sends other policies has made [their topics](Service::topic_specs) before. What tenants have spent and have waiting it
-    /// knows from where the groups of `processors` stand.
+    /// moment. Whoever sends other policies has made [their topics](Service::topic_specs) before. What tenants have spent and
+    /// have waiting it knows from where the groups of `processors` stand.
     pub fn new(
         config: Config,
         topics: Arc<dyn Topics>,

@@ -11,9 +11,9 @@ use crate::{
     metric_names,
 };
 
-/// So many attempts to be somebody else, or to do what he may not, are told one by one of a commit and a partition, with what was wrong. Who makes
-/// more of them makes them by the thousand, and the audit must not grow by what somebody refused can send: the rest is
-/// counted in its class.
+/// So many attempts to be somebody else, or to do what he may not, are told one by one of a commit and a partition, with what
+/// was wrong. Who makes more of them makes them by the thousand, and the audit must not grow by what somebody refused can send:
+/// the rest is counted in its class.
 pub const ATTEMPTS_TOLD_MAX: usize = 16;
 /// What the audit calls a record that is no job.
 const NO_JOB: &str = "no_job";
