@@ -26,8 +26,9 @@ pub(crate) fn start_of(path: &Path) -> Option<i64> {
     path.filename()?.strip_suffix(".json")?.parse().ok()
 }
 
-/// A data file: the rows of `table` on `date` of the range that begins at `start`, of one tenant or of none in particular. A topic's id may begin with `_`, and
-/// Spark, Hive, Trino and pyarrow take a file of such a name for none of the table's: hence the word before it.
+/// A data file: the rows of `table` on `date` of the range that begins at `start`, of one tenant or of none in particular. A
+/// topic's id may begin with `_`, and Spark, Hive, Trino and pyarrow take a file of such a name for none of the table's: hence
+/// the word before it.
 pub(crate) fn data(
     table: Table,
     tenant: Option<&Tenant>,

@@ -46,6 +46,7 @@ pub mod metric_names;
 mod outcomes;
 mod partition;
 mod range;
+mod read;
 mod recorded;
 mod seal;
 mod service;

@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, btree_map::Entry};
 
+use arrow_schema::SchemaRef;
 use chrono::NaiveDate;
-use schemas::{Digest, Route, Tenant, TopicId, TopicName};
+use schemas::{Digest, Route, Tenant, TopicId, TopicName, tables};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -93,6 +94,15 @@ impl Table {
             Self::Results => "results",
             Self::Costs => "costs",
             Self::Audit => "audit",
+        }
+    }
+
+    /// The table's columns.
+    pub(crate) fn schema(self) -> SchemaRef {
+        match self {
+            Self::Results => tables::results(),
+            Self::Costs => tables::costs(),
+            Self::Audit => tables::audit(),
         }
     }
 }

@@ -1,11 +1,13 @@
 //! What a lake says of the jobs that ran: whose each was, when it came, how long it waited, and what it took.
 
-use arrow_array::{Array, cast::AsArray, types};
-use parquet::errors::ParquetError;
+use arrow_array::{Array, RecordBatch, cast::AsArray, types};
 use rust_decimal::Decimal;
 use schemas::{Tenant, tables::MONEY_SCALE};
 
-use crate::{Error, Options, Store, layout, range::Table, verify::read_columns};
+use crate::{
+    Error, Options, Store,
+    read::{Wanted, read_outcomes},
+};
 
 /// A job that ran, and what was billed for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,54 +34,45 @@ pub struct RecordedJob {
 /// Where the lake cannot be read.
 pub async fn recorded(url: &str, options: &Options) -> Result<Vec<RecordedJob>, Error> {
     let store = Store::open_written(url, options).await?;
-    let mut jobs = Vec::new();
-    for path in store.list(&layout::path(Table::Results.name())).await? {
-        let twin = path
-            .as_ref()
-            .replacen(Table::Results.name(), Table::Costs.name(), 1);
-        let (Some(results), Some(costs)) =
-            (store.read(&path).await?, store.read(&layout::path(&twin)).await?)
-        else {
-            continue;
-        };
-        let tenant = path
-            .parts()
-            .find_map(|part| Tenant::new(part.as_ref().strip_prefix("tenant=")?).ok());
-        let Some(tenant) = tenant else { continue };
-        let unreadable = |error: ParquetError| Error::Contradiction {
-            what: format!("`{path}` or its twin in costs is no readable Parquet: {error}"),
-        };
-        let columns = [
+    let wanted = Wanted {
+        of_results: &[
             "model",
             "submitted_at",
             "completed_at",
             "queue_time_ns",
             "input_tokens",
             "device_time_ns",
-        ];
-        let rows = read_columns(&results, &columns).map_err(unreadable)?;
-        let bills = read_columns(&costs, &["BilledCost"]).map_err(unreadable)?;
-        for (rows, bills) in rows.iter().zip(&bills) {
-            let model = rows["model"].as_string::<i32>();
-            let submitted = rows["submitted_at"].as_primitive::<types::TimestampMicrosecondType>();
-            let completed = rows["completed_at"].as_primitive::<types::TimestampMicrosecondType>();
-            let queued = rows["queue_time_ns"].as_primitive::<types::Int64Type>();
-            let tokens = rows["input_tokens"].as_primitive::<types::Int32Type>();
-            let device = rows["device_time_ns"].as_primitive::<types::Int64Type>();
-            let billed = bills["BilledCost"].as_primitive::<types::Decimal128Type>();
-            let ran = (0..rows.num_rows()).filter(|row| queued.is_valid(*row));
-            jobs.extend(ran.map(|row| RecordedJob {
-                tenant: tenant.clone(),
-                model: model.value(row).to_owned(),
-                submitted_at_ns: submitted_at_ns(submitted.value(row), completed.value(row)),
-                queue_time_ns: queued.value(row).unsigned_abs(),
-                input_tokens: tokens.value(row).unsigned_abs(),
-                device_time_ns: device.value(row).unsigned_abs(),
-                billed: Decimal::from_i128_with_scale(billed.value(row), MONEY_SCALE.unsigned_abs().into()),
-            }));
+        ],
+        of_costs: &["BilledCost"],
+    };
+    let mut jobs = Vec::new();
+    read_outcomes(&store, wanted, |tenant, rows, bills| {
+        if let Ok(tenant) = Tenant::new(tenant) {
+            jobs.extend(jobs_of(&tenant, rows, bills));
         }
-    }
+    })
+    .await?;
     Ok(jobs)
+}
+
+fn jobs_of(tenant: &Tenant, rows: &RecordBatch, bills: &RecordBatch) -> impl Iterator<Item = RecordedJob> {
+    let model = rows["model"].as_string::<i32>();
+    let submitted = rows["submitted_at"].as_primitive::<types::TimestampMicrosecondType>();
+    let completed = rows["completed_at"].as_primitive::<types::TimestampMicrosecondType>();
+    let queued = rows["queue_time_ns"].as_primitive::<types::Int64Type>();
+    let tokens = rows["input_tokens"].as_primitive::<types::Int32Type>();
+    let device = rows["device_time_ns"].as_primitive::<types::Int64Type>();
+    let billed = bills["BilledCost"].as_primitive::<types::Decimal128Type>();
+    let ran = (0..rows.num_rows()).filter(move |row| queued.is_valid(*row));
+    ran.map(move |row| RecordedJob {
+        tenant: tenant.clone(),
+        model: model.value(row).to_owned(),
+        submitted_at_ns: submitted_at_ns(submitted.value(row), completed.value(row)),
+        queue_time_ns: queued.value(row).unsigned_abs(),
+        input_tokens: tokens.value(row).unsigned_abs(),
+        device_time_ns: device.value(row).unsigned_abs(),
+        billed: Decimal::from_i128_with_scale(billed.value(row), MONEY_SCALE.unsigned_abs().into()),
+    })
 }
 
 /// When a job was submitted, as its producer says it: not later than it was done, whatever he says.

@@ -2,11 +2,14 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use arrow_array::{Array, cast::AsArray, types};
+use arrow_array::{Array, RecordBatch, cast::AsArray, types};
 use rust_decimal::Decimal;
 use schemas::tables::MONEY_SCALE;
 
-use crate::{Error, Options, Store, layout, range::Table, verify::read_columns};
+use crate::{
+    Error, Options, Store,
+    read::{Wanted, read_outcomes},
+};
 
 /// What the outcomes of some time came to, by tenant.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -33,66 +36,58 @@ struct Totals {
 /// Where the lake cannot be read.
 pub async fn summary(url: &str, options: &Options, since_ms: i64) -> Result<Summary, Error> {
     let store = Store::open(url, options)?;
-    let mut summary = Summary::default();
-    for path in store.list(&layout::path(Table::Results.name())).await? {
-        let Some(results) = store.read(&path).await? else {
-            continue;
-        };
-        let twin = path
-            .as_ref()
-            .replacen(Table::Results.name(), Table::Costs.name(), 1);
-        let Some(costs) = store.read(&layout::path(&twin)).await? else {
-            continue;
-        };
-        let tenant = path
-            .parts()
-            .find_map(|part| part.as_ref().strip_prefix("tenant=").map(str::to_owned));
-        let totals = summary.tenants.entry(tenant.unwrap_or_default()).or_default();
-        let unreadable = |error: parquet::errors::ParquetError| Error::Contradiction {
-            what: format!("`{path}` or its twin in costs is no readable Parquet: {error}"),
-        };
-        let columns = [
+    let wanted = Wanted {
+        of_results: &[
             "status",
             "reason_code",
             "input_tokens",
             "truncated",
             "completed_at",
             "device_time_ns",
-        ];
-        let rows = read_columns(&results, &columns).map_err(unreadable)?;
-        let bills = read_columns(&costs, &["BilledCost", "BillingCurrency"]).map_err(unreadable)?;
-        for (rows, bills) in rows.iter().zip(&bills) {
-            let status = rows["status"].as_string::<i32>();
-            let reason = rows["reason_code"].as_string::<i32>();
-            let tokens = rows["input_tokens"].as_primitive::<types::Int32Type>();
-            let truncated = rows["truncated"].as_boolean();
-            let completed = rows["completed_at"].as_primitive::<types::TimestampMicrosecondType>();
-            let device = rows["device_time_ns"].as_primitive::<types::Int64Type>();
-            let billed = bills["BilledCost"].as_primitive::<types::Decimal128Type>();
-            for row in (0..rows.num_rows()).filter(|row| completed.value(*row) >= since_ms * 1_000) {
-                match status.value(row) {
-                    "succeeded" => totals.succeeded += 1,
-                    "failed" => totals.failed += 1,
-                    _ => totals.rejected += 1,
-                }
-                if reason.is_valid(row) {
-                    *totals.reasons.entry(reason.value(row).to_owned()).or_default() += 1;
-                }
-                if tokens.is_valid(row) {
-                    totals.tokens += u64::from(tokens.value(row).unsigned_abs());
-                    totals.truncated += u64::from(truncated.value(row));
-                }
-                totals.device_time_ns += device.value(row).unsigned_abs();
-                totals.cost +=
-                    Decimal::from_i128_with_scale(billed.value(row), MONEY_SCALE.unsigned_abs().into());
-                summary.currency = bills["BillingCurrency"].as_string::<i32>().value(row).to_owned();
-            }
-        }
-    }
+        ],
+        of_costs: &["BilledCost", "BillingCurrency"],
+    };
+    let mut summary = Summary::default();
+    read_outcomes(&store, wanted, |tenant, rows, bills| {
+        summary.add(tenant, rows, bills, since_ms);
+    })
+    .await?;
     summary
         .tenants
         .retain(|_, totals| totals.succeeded + totals.failed + totals.rejected > 0);
     Ok(summary)
+}
+
+impl Summary {
+    fn add(&mut self, tenant: &str, rows: &RecordBatch, bills: &RecordBatch, since_ms: i64) {
+        let totals = self.tenants.entry(tenant.to_owned()).or_default();
+        let status = rows["status"].as_string::<i32>();
+        let reason = rows["reason_code"].as_string::<i32>();
+        let tokens = rows["input_tokens"].as_primitive::<types::Int32Type>();
+        let truncated = rows["truncated"].as_boolean();
+        let completed = rows["completed_at"].as_primitive::<types::TimestampMicrosecondType>();
+        let device = rows["device_time_ns"].as_primitive::<types::Int64Type>();
+        let billed = bills["BilledCost"].as_primitive::<types::Decimal128Type>();
+        let currency = bills["BillingCurrency"].as_string::<i32>();
+        for row in (0..rows.num_rows()).filter(|row| completed.value(*row) >= since_ms * 1_000) {
+            match status.value(row) {
+                "succeeded" => totals.succeeded += 1,
+                "failed" => totals.failed += 1,
+                _ => totals.rejected += 1,
+            }
+            if reason.is_valid(row) {
+                *totals.reasons.entry(reason.value(row).to_owned()).or_default() += 1;
+            }
+            if tokens.is_valid(row) {
+                totals.tokens += u64::from(tokens.value(row).unsigned_abs());
+                totals.truncated += u64::from(truncated.value(row));
+            }
+            totals.device_time_ns += device.value(row).unsigned_abs();
+            totals.cost +=
+                Decimal::from_i128_with_scale(billed.value(row), MONEY_SCALE.unsigned_abs().into());
+            currency.value(row).clone_into(&mut self.currency);
+        }
+    }
 }
 
 impl fmt::Display for Summary {

@@ -1,35 +1,34 @@
 //! What the files of a lake prove: no gap, no overlap, no duplicate, for every tenant.
 
-use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    fmt,
-};
+mod report;
+mod rows;
 
-use arrow_array::{Array, RecordBatch, cast::AsArray, types};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
 use bytes::Bytes;
 use chrono::NaiveDate;
 use futures::{StreamExt, TryStreamExt, stream};
 use object_store::{ObjectStoreExt, path::Path};
 use parquet::{
-    arrow::{ProjectionMask, arrow_reader::ParquetRecordBatchReaderBuilder},
     errors::ParquetError,
     file::metadata::{ParquetMetaData, ParquetMetaDataReader},
 };
 use schemas::{Digest, Tenant, TopicId};
 
+pub use report::{AuditReport, Report};
+
 use crate::{
     Error, Options, Store,
-    audit::{self, Counts, RangeRows},
+    audit::{self, RangeRows},
     chain, layout,
     range::{Heads, RangeFile, RangeIntent, Table},
 };
+use rows::Rows;
 
 /// Objects that are read side by side.
 const READS_AT_ONCE: usize = 16;
 /// A footer is read with this many bytes of the file's end; a larger one takes a second read.
 const FOOTER_BYTES: u64 = 64 << 10;
-/// This many offences are named; the others are counted.
-const OFFENCES_SHOWN: usize = 20;
 
 /// How deep to look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,81 +37,6 @@ pub enum Depth {
     Footers,
     /// The rows too.
     Rows,
-}
-
-/// What a lake's files prove.
-#[derive(Debug, Clone, Default)]
-pub struct Report {
-    partitions: usize,
-    ranges: usize,
-    files: usize,
-    /// Outcomes by tenant.
-    tenants: BTreeMap<String, u64>,
-    /// Rows of the audit, and what they tell.
-    audit_rows: u64,
-    audited: Counts,
-    duplicates_dropped: u64,
-    device_time_ns: u128,
-    rows_read: bool,
-    offences: Vec<String>,
-    unchecked: Vec<String>,
-}
-
-impl Report {
-    /// Whether no offence was found.
-    pub fn is_sound(&self) -> bool {
-        self.offences.is_empty()
-    }
-
-    /// What is wrong with the lake, each offence with the object that it is about.
-    pub fn offences(&self) -> &[String] {
-        &self.offences
-    }
-
-    /// What could not be checked, and why.
-    pub fn unchecked(&self) -> &[String] {
-        &self.unchecked
-    }
-
-    /// How many outcomes the lake holds.
-    pub fn outcomes(&self) -> u64 {
-        self.tenants.values().sum()
-    }
-
-    /// How many outcomes the lake holds of each tenant.
-    pub fn outcomes_by_tenant(&self) -> &BTreeMap<String, u64> {
-        &self.tenants
-    }
-}
-
-/// What the files of a lake prove of its audit.
-#[derive(Debug, Clone, Default)]
-pub struct AuditReport {
-    report: Report,
-    /// Where each chain ends, and its hash there.
-    heads: BTreeMap<String, Digest>,
-}
-
-impl AuditReport {
-    /// Whether every row is the one that was written.
-    pub fn is_sound(&self) -> bool {
-        self.report.is_sound()
-    }
-
-    /// What is wrong, each with the row or the object that it is about.
-    pub fn offences(&self) -> &[String] {
-        self.report.offences()
-    }
-
-    /// How often something happened: by operation, tenant and, where it was refused, why.
-    pub fn counts(&self) -> &BTreeMap<(String, Option<String>, Option<String>), u64> {
-        &self.report.audited
-    }
-
-    /// The hashes that the chains end with.
-    pub fn heads(&self) -> impl Iterator<Item = Digest> {
-        self.heads.values().copied()
-    }
 }
 
 /// Verifies the lake at `url`.
@@ -280,7 +204,7 @@ impl<'a> Walk<'a> {
         self.report
             .offences
             .extend(unnamed.map(|path| format!("`{path}` is a data file that no range names")));
-        self.report.check_batches(self.rows);
+        self.rows.end(&mut self.report);
         self.report
     }
 }
@@ -417,9 +341,11 @@ impl Report {
                     "{}[{}] from offset {} on {date}",
                     intent.topic, intent.partition, intent.start
                 );
-                if let Err(error) = self.check_rows(&name, results, costs, rows) {
-                    self.offences
-                        .push(format!("the rows of range {name} cannot be read: {error}"));
+                match rows.check(&name, results, costs) {
+                    Ok(offences) => self.offences.extend(offences),
+                    Err(error) => self
+                        .offences
+                        .push(format!("the rows of range {name} cannot be read: {error}")),
                 }
             }
         }
@@ -449,120 +375,6 @@ impl Report {
             self.offences.extend(audit::check(&range, &mut self.audited));
         }
     }
-
-    /// Results and costs are projections of the same outcomes in the same order, so they join row by row.
-    fn check_rows(
-        &mut self,
-        name: &str,
-        results: &Bytes,
-        costs: &Bytes,
-        rows: &mut Rows,
-    ) -> Result<(), ParquetError> {
-        let of_results = origins(&read_columns(
-            results,
-            &["origin_topic_id", "origin_partition", "origin_offset"],
-        )?);
-        let cost_columns = [
-            "origin_topic_id",
-            "origin_partition",
-            "origin_offset",
-            "x_device_time_ns",
-            "x_batch_id",
-            "x_batch_jobs",
-            "x_batch_device_time_ns",
-        ];
-        let batches = read_columns(costs, &cost_columns)?;
-        if of_results != origins(&batches) {
-            self.offences.push(format!(
-                "results and costs of range {name} do not join one to one"
-            ));
-        }
-        for origin in of_results {
-            let text = format!("{}[{}]@{}", origin.0, origin.1, origin.2);
-            if !rows.origins.insert(origin) {
-                self.offences.push(format!(
-                    "duplicate: job {text} has a second outcome in range {name}"
-                ));
-            }
-        }
-        for batch in &batches {
-            let time = batch["x_device_time_ns"].as_primitive::<types::Int64Type>();
-            let id = batch["x_batch_id"].as_string::<i32>();
-            let jobs = batch["x_batch_jobs"].as_primitive::<types::Int32Type>();
-            let whole = batch["x_batch_device_time_ns"].as_primitive::<types::Int64Type>();
-            for row in 0..batch.num_rows() {
-                self.device_time_ns += u128::from(time.value(row).unsigned_abs());
-                if id.is_valid(row) {
-                    let shared = rows.batches.entry(id.value(row).to_owned()).or_default();
-                    shared.rows += 1;
-                    shared.sum_ns += time.value(row);
-                    (shared.jobs, shared.whole_ns) = (jobs.value(row), whole.value(row));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn check_batches(&mut self, rows: Rows) {
-        let mut partial = 0;
-        for (id, batch) in rows.batches {
-            if batch.rows < batch.jobs {
-                partial += 1;
-            } else if batch.rows > batch.jobs || batch.sum_ns != batch.whole_ns {
-                self.offences.push(format!(
-                    "micro-batch {id}: {} of {} jobs pay {} ns for {} ns of device time",
-                    batch.rows, batch.jobs, batch.sum_ns, batch.whole_ns
-                ));
-            }
-        }
-        if partial > 0 {
-            self.unchecked.push(format!(
-                "the device time of {partial} micro-batches, not all of whose jobs are in the lake"
-            ));
-        }
-    }
-}
-
-/// What is gathered over all rows.
-#[derive(Default)]
-struct Rows {
-    origins: HashSet<(String, i32, i64)>,
-    batches: HashMap<String, Batch>,
-}
-
-#[derive(Default)]
-struct Batch {
-    rows: i32,
-    jobs: i32,
-    sum_ns: i64,
-    whole_ns: i64,
-}
-
-fn origins(batches: &[RecordBatch]) -> Vec<(String, i32, i64)> {
-    let mut origins = Vec::new();
-    for batch in batches {
-        let topic = batch["origin_topic_id"].as_string::<i32>();
-        let partition = batch["origin_partition"].as_primitive::<types::Int32Type>();
-        let offset = batch["origin_offset"].as_primitive::<types::Int64Type>();
-        origins.extend((0..batch.num_rows()).map(|row| {
-            (
-                topic.value(row).to_owned(),
-                partition.value(row),
-                offset.value(row),
-            )
-        }));
-    }
-    origins
-}
-
-/// The columns called `names` of a Parquet file.
-pub(crate) fn read_columns(file: &Bytes, names: &[&str]) -> Result<Vec<RecordBatch>, ParquetError> {
-    let builder = ParquetRecordBatchReaderBuilder::try_new(file.clone())?;
-    let mask = ProjectionMask::columns(builder.parquet_schema(), names.iter().copied());
-    let reader = builder.with_projection(mask).build()?;
-    reader
-        .map(|batch| batch.map_err(|error| ParquetError::External(Box::new(error))))
-        .collect()
 }
 
 fn whole(bytes: &Bytes) -> Result<ParquetMetaData, ParquetError> {
@@ -639,84 +451,4 @@ fn disagreements(
         ));
     }
     found
-}
-
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(
-            f,
-            "{} partitions, {} ranges, {} files, {} outcomes",
-            self.partitions,
-            self.ranges,
-            self.files,
-            self.outcomes()
-        )?;
-        for (tenant, rows) in &self.tenants {
-            writeln!(f, "  {tenant:<20} {rows:>12} outcomes")?;
-        }
-        if self.audit_rows > 0 {
-            writeln!(f, "{} rows of audit", self.audit_rows)?;
-        }
-        if self.duplicates_dropped > 0 {
-            writeln!(
-                f,
-                "{} repeated outcomes were dropped when the files were written",
-                self.duplicates_dropped
-            )?;
-        }
-        if self.rows_read {
-            writeln!(f, "{} ns of device time are billed", self.device_time_ns)?;
-        } else {
-            writeln!(
-                f,
-                "rows were not read: --data checks duplicates, the join and the sums of device time too"
-            )?;
-        }
-        for unchecked in &self.unchecked {
-            writeln!(f, "not checked: {unchecked}")?;
-        }
-        if self.is_sound() {
-            return write!(
-                f,
-                "sound: no gap, no overlap{}",
-                if self.rows_read { ", no duplicate" } else { "" }
-            );
-        }
-        self.list_offences(f)
-    }
-}
-
-impl Report {
-    fn list_offences(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for offence in self.offences.iter().take(OFFENCES_SHOWN) {
-            writeln!(f, "offence: {offence}")?;
-        }
-        write!(f, "{} offences", self.offences.len())
-    }
-}
-
-impl fmt::Display for AuditReport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let report = &self.report;
-        writeln!(
-            f,
-            "{} partitions, {} ranges, {} files, {} rows of audit",
-            report.partitions, report.ranges, report.files, report.audit_rows
-        )?;
-        let mut totals: BTreeMap<(&str, &str), u64> = BTreeMap::new();
-        for ((operation, _, refused), count) in &report.audited {
-            let result = refused.as_deref().unwrap_or("done");
-            *totals.entry((operation, result)).or_default() += count;
-        }
-        for ((operation, result), count) in totals {
-            writeln!(f, "  {operation:<20} {result:<24} {count:>12}")?;
-        }
-        for (place, head) in &self.heads {
-            writeln!(f, "head of {place}: {head}")?;
-        }
-        if self.is_sound() {
-            return write!(f, "sound: each row follows from the one before it");
-        }
-        report.list_offences(f)
-    }
 }
