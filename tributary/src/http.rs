@@ -22,7 +22,7 @@ use serde_json::json;
 use tokio::{
     net::TcpListener,
     sync::{SetOnce, watch},
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -34,6 +34,8 @@ use crate::{
 
 /// How long a request waits for ingest to reach its topics.
 const DOOR_LIMIT: Duration = Duration::from_secs(5);
+/// How long requests under way are waited for at the end: one whose client falls silent would hold up the process for ever.
+const LAST_REQUESTS_LIMIT: Duration = Duration::from_secs(10);
 
 /// What the routes look at.
 #[derive(Clone)]
@@ -70,6 +72,16 @@ pub(crate) async fn serve(
     body_bytes_max: usize,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
+    serve_until(listener, served, body_bytes_max, shutdown, LAST_REQUESTS_LIMIT).await
+}
+
+async fn serve_until(
+    listener: TcpListener,
+    served: Served,
+    body_bytes_max: usize,
+    shutdown: CancellationToken,
+    last_requests_limit: Duration,
+) -> anyhow::Result<()> {
     let router = Router::new()
         .route("/health", get(health))
         .route("/metrics", get(metrics))
@@ -77,9 +89,22 @@ pub(crate) async fn serve(
         .layer(DefaultBodyLimit::max(body_bytes_max))
         .with_state(served);
     let service = router.into_make_service_with_connect_info::<SocketAddr>();
-    Ok(axum::serve(listener, service)
-        .with_graceful_shutdown(async move { shutdown.cancelled().await })
-        .await?)
+    let ending = shutdown.clone();
+    let serving = axum::serve(listener, service)
+        .with_graceful_shutdown(async move { ending.cancelled().await })
+        .into_future();
+    let too_long = async {
+        shutdown.cancelled().await;
+        sleep(last_requests_limit).await;
+    };
+    tokio::select! {
+        biased;
+        served = serving => Ok(served?),
+        () = too_long => {
+            tracing::warn!("ended without an answer to requests that do not come to their end");
+            Ok(())
+        }
+    }
 }
 
 async fn health(
@@ -280,7 +305,42 @@ fn lines(answers: &[Answer]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        io::{Read, Write},
+        net::TcpStream,
+    };
+
+    use metrics_exporter_prometheus::PrometheusBuilder;
+
     use super::*;
+    use crate::{access, identity};
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_client_that_falls_silent_does_not_hold_up_the_end() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let served = Served {
+            health: Health::default(),
+            metrics: PrometheusBuilder::new().build_recorder().handle(),
+            door: None,
+            identity: identity::nobody().in_force(),
+            authority: access::built_in().in_force(),
+            auditor: Auditor::default(),
+        };
+        let shutdown = CancellationToken::new();
+        let limit = Duration::from_millis(10);
+        let serving = tokio::spawn(serve_until(listener, served, 1_000, shutdown.clone(), limit));
+        let mut client = TcpStream::connect(address).unwrap();
+        let head =
+            "POST /v1/jobs HTTP/1.1\r\nhost: here\r\nexpect: 100-continue\r\ncontent-length: 9\r\n\r\n";
+        client.write_all(head.as_bytes()).unwrap();
+        let mut go_on = [0; 12];
+        client.read_exact(&mut go_on).unwrap();
+        assert_eq!(&go_on, b"HTTP/1.1 100", "the body is waited for");
+        shutdown.cancel();
+        let ended = timeout(Duration::from_secs(30), serving).await;
+        ended.expect("it ends").unwrap().unwrap();
+    }
 
     #[test]
     fn a_sender_is_told_to_mend_his_jobs_only_where_all_that_is_wrong_is_theirs() {
