@@ -1,12 +1,12 @@
 //! Puts services together: the chosen ones, on the configured topics, supervised.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
 use ingest::{HttpDoor, identity::Identity};
 use metrics_exporter_prometheus::PrometheusBuilder;
 use schemas::{Authority, ModelName, Policies};
-use tokio::{sync::watch, task::JoinSet};
+use tokio::{sync::watch, task::JoinSet, time::interval};
 use tokio_util::sync::CancellationToken;
 use topics::{TopicSpec, Topics, local::LocalTopics};
 
@@ -19,6 +19,10 @@ use crate::{
     supervise::keep_running,
     tenants::Follower,
 };
+
+/// So often what histograms have recorded is summed up. Until then each value is kept, and it may be that nobody ever asks
+/// for the metrics.
+const SUM_UP: Duration = Duration::from_secs(1);
 
 /// A service that this process can run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -58,7 +62,7 @@ pub(crate) async fn serve(config: Config, stages: &[Stage]) -> anyhow::Result<()
     let door = stages.contains(&Stage::Ingest).then(http::Door::default);
     let served = http::Served {
         health: health.clone(),
-        metrics,
+        metrics: metrics.clone(),
         door: door.clone(),
         identity: keys.in_force(),
         authority: authority.in_force(),
@@ -69,6 +73,11 @@ pub(crate) async fn serve(config: Config, stages: &[Stage]) -> anyhow::Result<()
 
     let mut running = JoinSet::new();
     running.spawn(http::serve(listener, served, body_bytes_max, shutdown.clone()));
+    running.spawn(keep_summing_up(
+        SUM_UP,
+        move || metrics.run_upkeep(),
+        shutdown.clone(),
+    ));
     let config = Arc::new(config);
     let follower = if by_tenant {
         Follower::open(&config, &topics, &health, &shutdown).await?
@@ -106,6 +115,23 @@ pub(crate) async fn serve(config: Config, stages: &[Stage]) -> anyhow::Result<()
         }
     }
     first_error
+}
+
+/// Calls `sum_up` again and again until `shutdown`.
+async fn keep_summing_up(
+    every: Duration,
+    sum_up: impl Fn() + Send + Sync,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let mut ticks = interval(every);
+    let for_ever = async {
+        loop {
+            ticks.tick().await;
+            sum_up();
+        }
+    };
+    shutdown.run_until_cancelled(for_ever).await;
+    Ok(())
 }
 
 /// Who takes what happens in a process that runs `stages`.
@@ -308,4 +334,24 @@ async fn processor(
         attempts,
         uuid::Uuid::new_v4().simple().to_string(),
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn metrics_are_summed_up_until_the_end_though_nobody_asks_for_them() {
+        let (times, mut seen) = watch::channel(0);
+        let shutdown = CancellationToken::new();
+        let sum_up = move || times.send_modify(|times| *times += 1);
+        let keeping = tokio::spawn(keep_summing_up(
+            Duration::from_millis(1),
+            sum_up,
+            shutdown.clone(),
+        ));
+        seen.wait_for(|times| *times >= 3).await.unwrap();
+        shutdown.cancel();
+        keeping.await.unwrap().unwrap();
+    }
 }
