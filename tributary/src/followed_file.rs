@@ -31,6 +31,27 @@ pub(crate) fn looks() -> Interval {
     looks
 }
 
+/// What keeps up, while services run, with something that may change.
+pub(crate) trait Follows: Send + Sized {
+    /// Looks once.
+    fn look(&mut self) -> impl Future<Output = ()> + Send;
+
+    /// Looks again and again until `shutdown`.
+    fn run(mut self, shutdown: CancellationToken) -> impl Future<Output = anyhow::Result<()>> + Send {
+        async move {
+            let mut looks = looks();
+            let for_ever = async {
+                loop {
+                    looks.tick().await;
+                    self.look().await;
+                }
+            };
+            shutdown.run_until_cancelled(for_ever).await;
+            Ok(())
+        }
+    }
+}
+
 /// A file, and what is known of it.
 #[derive(Debug)]
 pub(crate) struct FollowedFile {
@@ -136,20 +157,9 @@ impl<T: ?Sized> FollowedValue<T> {
     pub(crate) fn in_force(&self) -> watch::Receiver<Arc<T>> {
         self.in_force.subscribe()
     }
+}
 
-    /// Looks again and again until `shutdown`.
-    pub(crate) async fn run(mut self, shutdown: CancellationToken) -> anyhow::Result<()> {
-        let mut looks = looks();
-        let for_ever = async {
-            loop {
-                looks.tick().await;
-                self.look().await;
-            }
-        };
-        shutdown.run_until_cancelled(for_ever).await;
-        Ok(())
-    }
-
+impl<T: ?Sized + Send + Sync> Follows for FollowedValue<T> {
     async fn look(&mut self) {
         let Some((file, subject)) = &mut self.followed else {
             return;

@@ -14,6 +14,7 @@ use crate::{
     access,
     audit::Auditor,
     config::{Config, Delivery, TopicsKind},
+    followed_file::Follows,
     health::{Health, State},
     http, identity, shutdown,
     supervise::keep_running,

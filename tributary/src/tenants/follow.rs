@@ -12,7 +12,7 @@ use super::{change::Changes, set};
 use crate::{
     audit::{self, Auditor},
     config::{Config, TenantsSource},
-    followed_file::{FollowedFile, LOOK, looks},
+    followed_file::{FollowedFile, Follows, LOOK},
     health::{Health, State},
     metric_names,
     pipeline::all_topics,
@@ -97,33 +97,6 @@ impl Follower {
     /// The policies in force, now and from now on. What is sent has its topics.
     pub(crate) fn policies(&self) -> watch::Receiver<Arc<Policies>> {
         self.in_force.subscribe()
-    }
-
-    /// Looks again and again until `shutdown`.
-    pub(crate) async fn run(mut self, shutdown: CancellationToken) -> anyhow::Result<()> {
-        let mut looks = looks();
-        let for_ever = async {
-            loop {
-                looks.tick().await;
-                self.look().await;
-            }
-        };
-        shutdown.run_until_cancelled(for_ever).await;
-        Ok(())
-    }
-
-    async fn look(&mut self) {
-        match self.found().await {
-            None => {}
-            Some(Ok(tenants)) => self.waiting = Some(tenants),
-            Some(Err(problem)) => {
-                self.waiting = None;
-                self.refuse(&problem);
-            }
-        }
-        if let Some(tenants) = self.waiting.take() {
-            self.adopt(tenants).await;
-        }
     }
 
     /// A set that was not seen before, or why it is none.
@@ -212,6 +185,22 @@ impl Follower {
             Source::Fixed => "configuration".to_owned(),
             Source::File(file) => file.to_string(),
             Source::Topic { .. } => self.config.topics.names().policies().to_string(),
+        }
+    }
+}
+
+impl Follows for Follower {
+    async fn look(&mut self) {
+        match self.found().await {
+            None => {}
+            Some(Ok(tenants)) => self.waiting = Some(tenants),
+            Some(Err(problem)) => {
+                self.waiting = None;
+                self.refuse(&problem);
+            }
+        }
+        if let Some(tenants) = self.waiting.take() {
+            self.adopt(tenants).await;
         }
     }
 }
