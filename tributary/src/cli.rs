@@ -40,9 +40,9 @@ pub(crate) enum Command {
     Sink,
     /// Send a file of jobs, one a line, to Kafka or to a running `up`
     Submit(SubmitArgs),
-    /// Prove from the files of the lake alone: no gap, no overlap, no duplicate, for every tenant
+    /// Prove from the files of the lake alone: no gap, no overlap, and with --data no duplicate
     ///
-    /// Exits with 1 where an offence was found, and names it.
+    /// Exits with 1 where an offence was found, and names it, or where no sink has written.
     Verify(VerifyArgs),
     /// Prove that the audit in the lake is the one that was written
     #[command(subcommand)]
