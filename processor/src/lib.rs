@@ -13,6 +13,7 @@
 mod accounts;
 mod attempts;
 mod batcher;
+mod commit;
 mod core;
 mod cost;
 mod device;

@@ -5,13 +5,14 @@
 //!  router                    all cores    a core each
 //! ```
 //!
-//! A few windows are under way at once, so that while the device runs one, the next is ready and the last is being
+//! A few windows are under way at once, so that while the device runs one, the next is ready and the last ones are being
 //! committed.
 
 use std::{
     collections::BTreeMap,
     num::{NonZeroU32, NonZeroUsize},
     sync::Arc,
+    time::Duration,
 };
 
 use schemas::{
@@ -25,29 +26,27 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
-use topics::{
-    Chunk, Committer, Error, Event, Partition, Reader, Subscription, TopicPattern, Topics, offload,
-};
+use topics::{Chunk, Error, Event, Partition, Reader, Subscription, TopicPattern, Topics, offload};
 
 use crate::{
     accounts::Accounts,
     attempts::Attempts,
+    commit::{Cadence, commit},
     core::Core,
     device::Device,
     inference::Inference,
     lanes::{Budget, Lanes, Limits},
     metric_names,
     model::Model,
-    outcomes::{self, Context},
+    outcomes::Context,
     pace::Pace,
     prepare::{Prepared, Reading, Settlement, Window, prepare},
     quotas::{Quota, WaitsFor},
-    windows::Inferred,
 };
 
 /// Windows between the lanes and their commit: one that is made ready, two on the device, since the cores that are done
-/// with one begin the next, and one that is committed. Every channel on the way has room for all of them.
-const WINDOWS_UNDER_WAY_MAX: usize = 4;
+/// with one begin the next, and the others in a commit or waiting for one. Every channel on the way has room for all of them.
+pub(crate) const WINDOWS_UNDER_WAY_MAX: usize = 8;
 
 /// Windows that wait for the device: what has left the lanes can no longer be overtaken by a tenant whose turn it is.
 const WINDOWS_AHEAD_MAX: usize = 1;
@@ -60,11 +59,15 @@ pub struct Config {
     pub group: String,
     /// Which tenants' work to do: those whose policy names this pool.
     pub pool: Pool,
-    /// How long most windows should take at most, made ready and run. Longer costs less in commits; shorter lets turns come sooner.
+    /// How long most windows should take at most, made ready and run. Longer lets more texts share a micro-batch; shorter lets
+    /// turns come sooner.
     pub window_ms: u64,
-    /// A window has at most this many jobs.
+    /// While more is under way, no commit begins sooner after the one before. Longer costs the broker less; shorter lets
+    /// outcomes come sooner.
+    pub commit_interval_ms: u64,
+    /// A window has at most this many jobs, and is committed without waiting for another where it has them.
     pub window_jobs_max: usize,
-    /// A window has at most this many bytes of records.
+    /// The same for the bytes of its records.
     pub window_bytes_max: usize,
     /// A window has jobs of at most this many tenants, because a commit takes longer for every topic that it touches.
     pub window_tenants_max: NonZeroUsize,
@@ -84,6 +87,17 @@ pub struct Served {
     pub model: Model,
     /// What it does, and what it costs.
     pub terms: ModelTerms,
+}
+
+/// What the router hears of the windows that it gave away.
+struct Heard {
+    /// What each is worth.
+    settlements: mpsc::Receiver<Settlement>,
+    /// The number of the last one that was committed. It tells of all before it, so that whoever commits never waits for the
+    /// router.
+    committed: watch::Receiver<u64>,
+    /// What the next one may take.
+    budget: watch::Receiver<Budget>,
 }
 
 /// Turns admitted jobs into outcomes on a device.
@@ -194,8 +208,6 @@ impl Service {
         let (settlements, settlements_receiver) = mpsc::channel(WINDOWS_UNDER_WAY_MAX);
         let (prepared, prepared_receiver) = mpsc::channel(WINDOWS_UNDER_WAY_MAX);
         let (inferred, inferred_receiver) = mpsc::channel(WINDOWS_UNDER_WAY_MAX);
-        // The number of the last window that was committed tells of all before it, so one is all that need be kept, and who
-        // commits never waits for the router.
         let (committed_sender, committed) = watch::channel(0);
         let inference = Arc::new(Inference::new(
             Arc::clone(&self.device),
@@ -218,17 +230,30 @@ impl Service {
         // The tasks alone hold the receiving ends.
         drop(inference);
         let accounts = Accounts::new(Arc::clone(&self.topics), Self::group(&self.config));
+        let cadence = Cadence {
+            interval: Duration::from_millis(self.config.commit_interval_ms),
+            jobs_min: self.config.window_jobs_max,
+            bytes_min: self.config.window_bytes_max,
+        };
+        let places = Arc::new(Semaphore::new(WINDOWS_UNDER_WAY_MAX));
         tasks.spawn(commit(
             inferred_receiver,
             committer,
             accounts,
             Arc::clone(&self.context),
+            cadence,
+            Arc::clone(&places),
             committed_sender,
         ));
+        let heard = Heard {
+            settlements: settlements_receiver,
+            committed,
+            budget,
+        };
         tokio::select! {
             biased;
             Some(ended) = tasks.join_next() => result(ended)?,
-            routed = self.route(reader.as_mut(), windows, settlements_receiver, committed, &budget, shutdown) => routed?,
+            routed = self.route(reader.as_mut(), windows, places, heard, shutdown) => routed?,
         }
         while let Some(ended) = tasks.join_next().await {
             result(ended)?;
@@ -243,9 +268,8 @@ impl Service {
         &self,
         reader: &mut dyn Reader,
         windows: mpsc::Sender<Window>,
-        mut settlements: mpsc::Receiver<Settlement>,
-        mut committed: watch::Receiver<u64>,
-        budget: &watch::Receiver<Budget>,
+        places: Arc<Semaphore>,
+        mut heard: Heard,
         shutdown: CancellationToken,
     ) -> Result<(), Error> {
         let mut policies = self.policies.clone();
@@ -255,18 +279,14 @@ impl Service {
             all_bytes_max: self.config.lanes_bytes_max,
         };
         let mut lanes = Lanes::new(limits, self.job_tokens_max);
-        let (places, leads) = (
-            Semaphore::new(WINDOWS_UNDER_WAY_MAX),
-            Semaphore::new(WINDOWS_AHEAD_MAX),
-        );
-        let (places, leads) = (Arc::new(places), Arc::new(leads));
+        let leads = Arc::new(Semaphore::new(WINDOWS_AHEAD_MAX));
         loop {
             release(&mut lanes, &in_force);
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return Ok(()),
-                Some(settlement) = settlements.recv() => settle(&mut lanes, &settlement),
-                Ok(()) = committed.changed() => lanes.committed(*committed.borrow_and_update()),
+                Some(settlement) = heard.settlements.recv() => settle(&mut lanes, &settlement),
+                Ok(()) = heard.committed.changed() => lanes.committed(*heard.committed.borrow_and_update()),
                 Ok(()) = policies.changed() => {
                     in_force = Arc::clone(&policies.borrow_and_update());
                     lanes.reweigh(|tenant| in_force.weight_of(tenant));
@@ -275,7 +295,7 @@ impl Service {
                 () = wait_until(lanes.next_release()) => {}
                 (lead, place) = wanted(&leads, &places), if !lanes.is_empty() => {
                     let taken_at = Instant::now();
-                    let taken = lanes.take(*budget.borrow(), taken_at);
+                    let taken = lanes.take(*heard.budget.borrow(), taken_at);
                     if windows.send(Window { taken, taken_at, place, lead }).await.is_err() {
                         return Ok(());
                     }
@@ -441,39 +461,6 @@ fn refuse_other_versions(chunk: &Chunk) -> Result<(), Error> {
 /// The size of a window before the device's speed is known, and the least size ever.
 pub(crate) const FIRST_WINDOW_BYTES: usize = 16 << 10;
 
-/// Commits windows, each as one and in order, and tells `committed` the number of each.
-async fn commit(
-    mut inferred: mpsc::Receiver<Inferred>,
-    mut committer: Box<dyn Committer>,
-    mut accounts: Accounts,
-    context: Arc<Context>,
-    committed: watch::Sender<u64>,
-) -> Result<(), Error> {
-    while let Some(window) = inferred.recv().await {
-        let began = Instant::now();
-        let Inferred {
-            prepared: Prepared {
-                number, items, place, ..
-            },
-            answers,
-            ..
-        } = window;
-        let now_ms = chrono::Utc::now().timestamp_millis();
-        let billed = outcomes::steps(items, answers, &context, now_ms);
-        let steps = accounts.note(billed, now_ms).await?;
-        let left_out = committer.append_and_commit(steps).await?.left_out;
-        if !left_out.is_empty() {
-            tracing::info!(partitions = ?left_out, "outcomes left to the partitions' new owner");
-            accounts.forget(&left_out);
-        }
-        // Before the next window may be taken, so that it has what waited for this.
-        committed.send_replace(number);
-        drop(place);
-        metrics::histogram!(metric_names::COMMIT_SECONDS).record(began.elapsed().as_secs_f64());
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -490,6 +477,7 @@ mod tests {
             group: "processor".to_owned(),
             pool: Pool::default(),
             window_ms: 10,
+            commit_interval_ms: 10,
             window_jobs_max: 10,
             window_bytes_max: 1 << 20,
             window_tenants_max: NonZeroUsize::MAX,

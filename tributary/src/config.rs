@@ -164,6 +164,7 @@ pub(crate) struct ProcessorSection {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) device_cores: Option<NonZeroUsize>,
     pub(crate) window_ms: u64,
+    pub(crate) commit_interval_ms: u64,
     pub(crate) window_jobs_max: usize,
     pub(crate) window_bytes_max: usize,
     pub(crate) window_tenants_max: NonZeroUsize,
@@ -437,6 +438,7 @@ impl ProcessorSection {
             pool: self.pool.clone(),
             device_cores: self.device_cores,
             window_ms: self.window_ms,
+            commit_interval_ms: self.commit_interval_ms,
             window_jobs_max: self.window_jobs_max,
             window_bytes_max: self.window_bytes_max,
             window_tenants_max: self.window_tenants_max,

@@ -70,6 +70,7 @@ async fn main() {
         group: "processor".to_owned(),
         pool: Pool::default(),
         window_ms: 10,
+        commit_interval_ms: 10,
         window_jobs_max: 64,
         window_bytes_max: 1 << 20,
         window_tenants_max: NonZeroUsize::MIN,

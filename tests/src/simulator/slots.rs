@@ -208,6 +208,7 @@ fn processor(
         group: PROCESSOR.to_owned(),
         pool,
         window_ms: 10,
+        commit_interval_ms: 10,
         window_jobs_max: 5,
         // Below the least window, so that the device's speed, which is no function of the seed, decides nothing.
         window_bytes_max: 2_048,
