@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use chrono::Utc;
 use rust_decimal::prelude::ToPrimitive;
-use schemas::{Policies, Pool, Priority, Spending, Tenant, TenantPolicy, TopicName};
+use schemas::{Policies, Pool, Priority, Spending, Tenant, TopicName};
 use tokio::{
     sync::watch,
     time::{MissedTickBehavior, interval},
@@ -14,15 +14,14 @@ use topics::{Error, Topics};
 use crate::{metric_names, quota::Ledger};
 
 /// What a tenant spends, and what of its work is done, is known after at most this long and a look.
-const LOOK: Duration = Duration::from_millis(250);
+pub const LOOK: Duration = Duration::from_millis(250);
 
 /// The consumer group of the processors of a pool.
 pub type GroupOf = Arc<dyn Fn(&Pool) -> String + Send + Sync>;
 
 /// What tenants with quotas have spent and have waiting, in any pool: one that has moved may have work in both.
 async fn look(topics: &dyn Topics, policies: &Policies, group_of: &GroupOf) -> Result<Ledger, Error> {
-    let has_quotas = |policy: &TenantPolicy| policy.budget.is_some() || policy.queue_records_max.is_some();
-    let tenants = policies.tenants.iter().filter(|(_, policy)| has_quotas(policy));
+    let tenants = policies.tenants.iter().filter(|(_, policy)| policy.has_quotas());
     let tenants: Vec<&Tenant> = tenants.map(|(tenant, _)| tenant).collect();
     let mut ledger = Ledger::default();
     if tenants.is_empty() {

@@ -111,6 +111,11 @@ impl TenantPolicy {
             .into_iter()
             .filter(move |priority| *priority <= most)
     }
+
+    /// Whether jobs of the tenant may be rejected for what it has spent, or has waiting.
+    pub fn has_quotas(&self) -> bool {
+        self.budget.is_some() || self.queue_records_max.is_some()
+    }
 }
 
 /// How fast jobs run at most, in work units, which are about tokens. What comes faster waits.
