@@ -1,26 +1,38 @@
-//! What recorded jobs would have waited under other policies: the lanes of a processor and its pace, under a clock that is
-//! counted on rather than waited for.
+//! What recorded jobs would have waited under other policies: the lanes of a processor, their quotas and its pace, under a
+//! clock that is counted on rather than waited for.
 //!
 //! The device does a window as fast as it did the whole recording, and the next one is taken when it is done. So how long
-//! tokenizing and commits take is in the speed alone, and jobs that came one by one are turns of one job.
+//! tokenizing and commits take is in the speed alone. A tenant has all of its rate here, and begins with its whole burst, as
+//! after a while without jobs.
 
 use std::{
     collections::BTreeMap,
     num::{NonZeroU32, NonZeroUsize},
+    ops::Range,
     sync::Arc,
     time::Duration,
 };
 
-use schemas::{AdmittedJobs, Pool, Priority, Record as _, Tenant, TopicId, TopicNames};
+use schemas::{
+    AdmittedJob, AdmittedJobs, JobId, ModelName, Origin, Pool, Priority, Record as _, Tenant, Tenants,
+    TopicId, TopicNames,
+};
 use tokio::time::Instant;
 use topics::{Assignment, Chunk, Partition, Record, TopicRef};
 
 use crate::{
     cost::{self, Work},
-    lanes::{Budget, Delivery, Lanes, Limits, Taken, Waiting},
+    lanes::{Budget, Lanes, Limits, Taken, Waiting},
     pace::Pace,
+    quotas::Quota,
     service::FIRST_WINDOW_BYTES,
 };
+
+/// A recording does not tell how urgent a job was: all are alike.
+const PRIORITY: Priority = Priority::Low;
+
+/// What stands for the topics of the recording.
+const TOPIC_ID: TopicId = TopicId::from_bytes([0; 16]);
 
 /// A job as it ran.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,7 +74,7 @@ pub fn speed(jobs: &[Recorded]) -> Option<f64> {
 
 /// How jobs are run again.
 #[derive(Debug, Clone, Copy)]
-pub struct Replay {
+pub struct Settings {
     /// As [`speed`] says.
     pub speed: f64,
     /// As [`Config::window_ms`](crate::Config::window_ms).
@@ -71,136 +83,241 @@ pub struct Replay {
     pub window_tenants_max: NonZeroUsize,
 }
 
-/// How long each of `jobs` waits for the device where tenants have the weights that `weight_of` says. `names` are any.
-pub fn replay(
-    jobs: &[Recorded],
-    how: Replay,
-    names: &TopicNames,
-    weight_of: impl Fn(&Tenant) -> NonZeroU32,
-) -> Vec<Duration> {
-    let records = Records::of(jobs, names);
-    let mut order: Vec<usize> = (0..jobs.len()).collect();
-    order.sort_by_key(|index| jobs[*index].submitted_at_ns);
-    let mut arrivals = order.into_iter().peekable();
-    let mut waits = vec![Duration::ZERO; jobs.len()];
-    let unlimited = Limits {
-        lane_bytes_max: usize::MAX,
-        all_bytes_max: usize::MAX,
-    };
-    let mut lanes = Lanes::new(unlimited, usize::MAX);
-    // Quotas alone look at it, and nobody has one here.
-    let no_time = Instant::now();
-    let most = Budget {
-        jobs_max: usize::MAX,
-        bytes_max: usize::MAX,
-        lanes_max: how.window_tenants_max,
-    };
-    let mut pace = Pace::new(how.window_ms, most, FIRST_WINDOW_BYTES);
-    let mut now_ns = 0;
-    while arrivals.peek().is_some() || !lanes.is_empty() {
-        if let (Some(next), true) = (arrivals.peek(), lanes.is_empty()) {
-            now_ns = now_ns.max(jobs[*next].submitted_at_ns);
+/// A window that was run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Window {
+    /// The jobs of each of its records.
+    pub records: Vec<Vec<Ran>>,
+    /// When all of it was done, in nanoseconds since 1970 UTC.
+    pub committed_at_ns: u64,
+}
+
+/// A job that was run again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ran {
+    /// Its place in the recording.
+    pub job: usize,
+    /// How long it waited for the device.
+    pub waited: Duration,
+}
+
+/// A processor that runs recorded jobs again: time passes, jobs are let in, time passes.
+pub struct Replay<'a> {
+    jobs: &'a [Recorded],
+    tenants: &'a Tenants,
+    names: &'a TopicNames,
+    speed: f64,
+    lanes: Lanes,
+    pace: Pace,
+    /// 1970, as far as the lanes are told: which instant it is makes no difference.
+    epoch: Instant,
+    now_ns: u64,
+}
+
+impl<'a> Replay<'a> {
+    /// Runs `jobs` again, by the weights, the rates and the limits of concurrent work of `tenants`. `names` are any.
+    pub fn new(
+        jobs: &'a [Recorded],
+        settings: Settings,
+        names: &'a TopicNames,
+        tenants: &'a Tenants,
+    ) -> Self {
+        let unlimited = Limits {
+            lane_bytes_max: usize::MAX,
+            all_bytes_max: usize::MAX,
+        };
+        let most = Budget {
+            jobs_max: usize::MAX,
+            bytes_max: usize::MAX,
+            lanes_max: settings.window_tenants_max,
+        };
+        let epoch = Instant::now();
+        let mut lanes = Lanes::new(unlimited, usize::MAX);
+        for (tenant, policy) in tenants {
+            let quota = Quota {
+                rate: policy.rate,
+                concurrent_work_units_max: policy.concurrent_work_units_max,
+                partitions: NonZeroU32::MIN,
+                priority_max: PRIORITY,
+            };
+            lanes.gain(tenant, PRIORITY, Some(quota), epoch);
         }
-        while let Some(index) = arrivals.next_if(|index| jobs[*index].submitted_at_ns <= now_ns) {
-            let tenant = &jobs[index].tenant;
-            let is_full = lanes.push(
-                tenant,
-                Priority::Normal,
-                weight_of(tenant),
-                records.chunk(jobs, index),
-                no_time,
-            );
-            assert!(!is_full, "lanes have no limit here");
+        Self {
+            jobs,
+            tenants,
+            names,
+            speed: settings.speed,
+            lanes,
+            pace: Pace::new(settings.window_ms, most, FIRST_WINDOW_BYTES),
+            epoch,
+            now_ns: 0,
         }
-        let Taken {
-            number,
-            waiting: mut window,
-            backlogged,
-        } = lanes.take(pace.budget(), no_time);
-        // Those that have nothing more waiting run first, as in every window.
-        window.sort_by_key(|waiting| backlogged.reached.contains_key(&waiting.delivery.tenant));
-        let (mut bytes, mut elapsed_ns) = (0, 0);
-        for Waiting {
-            delivery, estimate, ..
-        } in window
-        {
-            let Delivery { tenant, record, .. } = *delivery;
-            let index = record.offset as usize;
-            let job = &jobs[index];
-            waits[index] = Duration::from_nanos(now_ns + elapsed_ns - job.submitted_at_ns);
-            elapsed_ns += (job.device_time_ns as f64 / how.speed) as u64;
-            bytes += record.size_bytes();
-            let units = cost::work_units(job.input_tokens as usize).max(cost::JOB_WORK_MIN);
-            lanes.settle(number, &tenant, Work { estimate, units }, no_time);
-        }
-        pace.observe(bytes, 0.0, elapsed_ns as f64 / 1e6);
-        now_ns += elapsed_ns;
     }
-    waits
-}
 
-/// Records of work that look to the lanes as those of the recording did: a job each, as long as its text was.
-struct Records {
-    partitions: BTreeMap<Tenant, Partition>,
-    /// As long as the longest.
-    value: Vec<u8>,
-}
+    /// Lets time pass until `until_ns`, in nanoseconds since 1970 UTC, and until the windows are done that begin before.
+    pub fn run_until(&mut self, until_ns: u64) -> Vec<Window> {
+        let mut windows = Vec::new();
+        while self.now_ns < until_ns {
+            let (now, tenants) = (self.now(), self.tenants);
+            self.lanes.release(|tenant| weight_of(tenants, tenant), now);
+            if self.lanes.is_empty() {
+                self.now_ns = self.next_release_ns().map_or(until_ns, |due| due.min(until_ns));
+            } else {
+                windows.push(self.run_window());
+            }
+        }
+        windows
+    }
 
-impl Records {
-    fn of(jobs: &[Recorded], names: &TopicNames) -> Self {
-        const ARRAY_OF_ONE: u8 = 0x91;
-        let longest = jobs.iter().map(Self::bytes).max().unwrap_or_default();
-        let mut value = vec![0; longest];
-        value.splice(..2.min(longest), [AdmittedJobs::VERSION, ARRAY_OF_ONE]);
-        let partition = |tenant: &Tenant| Partition {
+    /// Runs all that waits.
+    pub fn finish(mut self) -> Vec<Window> {
+        self.run_until(u64::MAX)
+    }
+
+    /// Lets jobs of one tenant in that came at once, when time has passed until then. Answers how many records of work they
+    /// are.
+    pub fn admit(&mut self, jobs: Range<usize>) -> usize {
+        let Some(first) = self.jobs[jobs.clone()].first() else {
+            return 0;
+        };
+        let partition = Partition {
             topic: Arc::new(TopicRef {
-                name: names.work(&Pool::default(), Priority::Normal, tenant),
-                id: TopicId::from_bytes([0; 16]),
+                name: self.names.work(&Pool::default(), PRIORITY, &first.tenant),
+                id: TOPIC_ID,
             }),
             index: 0,
         };
-        Self {
-            partitions: jobs
-                .iter()
-                .map(|job| (job.tenant.clone(), partition(&job.tenant)))
-                .collect(),
-            value,
-        }
-    }
-
-    /// About how long the record of `job` was.
-    fn bytes(job: &Recorded) -> usize {
-        const JOB_BYTES: usize = 160;
-        const TOKEN_BYTES: usize = 4;
-        JOB_BYTES + TOKEN_BYTES * job.input_tokens as usize
-    }
-
-    fn chunk(&self, jobs: &[Recorded], index: usize) -> Chunk {
-        let record = Record {
-            offset: index as i64,
-            timestamp_ms: 0,
-            stamped_by_log: false,
-            key: None,
-            value: Some(self.value[..Self::bytes(&jobs[index])].to_vec().into()),
-            headers: Vec::new(),
-        };
-        Chunk {
-            partition: self.partitions[&jobs[index].tenant].clone(),
+        let chunk = Chunk {
+            partition,
             assignment: Assignment(0),
-            records: vec![record],
+            records: self.records(jobs),
+        };
+        let (records, weight) = (chunk.records.len(), weight_of(self.tenants, &first.tenant));
+        let now = self.now();
+        // What would be paused may as well wait here as on its topic.
+        let _is_full = self.lanes.push(&first.tenant, PRIORITY, weight, chunk, now);
+        records
+    }
+
+    /// The window whose turn it is now.
+    fn run_window(&mut self) -> Window {
+        let now = self.now();
+        let Taken {
+            number,
+            mut waiting,
+            backlogged,
+        } = self.lanes.take(self.pace.budget(), now);
+        // Those that have nothing more waiting run first, as in every window.
+        waiting.sort_by_key(|waiting| backlogged.reached.contains_key(&waiting.delivery.tenant));
+        let (mut records, mut window_bytes, began_at_ns) = (Vec::new(), 0, self.now_ns);
+        for Waiting {
+            delivery,
+            bytes,
+            estimate,
+            ..
+        } in waiting
+        {
+            let (mut ran, mut units) = (Vec::new(), 0);
+            for job in jobs_of(&delivery.record) {
+                let recorded = &self.jobs[job];
+                let waited = Duration::from_nanos(self.now_ns - recorded.submitted_at_ns);
+                ran.push(Ran { job, waited });
+                self.now_ns += (recorded.device_time_ns as f64 / self.speed) as u64;
+                units += cost::work_units(recorded.input_tokens as usize).max(cost::JOB_WORK_MIN);
+            }
+            let work = Work { estimate, units };
+            self.lanes.settle(number, &delivery.tenant, work, now);
+            window_bytes += bytes;
+            records.push(ran);
+        }
+        self.lanes.committed(number);
+        let elapsed_ns = self.now_ns - began_at_ns;
+        self.pace.observe(window_bytes, 0.0, elapsed_ns as f64 / 1e6);
+        Window {
+            records,
+            committed_at_ns: self.now_ns,
         }
     }
+
+    fn now(&self) -> Instant {
+        self.epoch + Duration::from_nanos(self.now_ns)
+    }
+
+    fn next_release_ns(&self) -> Option<u64> {
+        let due = self.lanes.next_release()?.duration_since(self.epoch);
+        Some(u64::try_from(due.as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    /// Records of work as ingest makes them of such jobs.
+    fn records(&self, jobs: Range<usize>) -> Vec<Record> {
+        let mut first = jobs.start;
+        let packed = AdmittedJobs::pack(jobs.map(|job| self.admitted(job)));
+        let record = |packed: AdmittedJobs| {
+            let offset = first as i64;
+            first += packed.0.len();
+            Record {
+                offset,
+                timestamp_ms: 0,
+                stamped_by_log: false,
+                key: None,
+                value: Some(packed.encode().into()),
+                headers: Vec::new(),
+            }
+        };
+        packed.into_iter().map(record).collect()
+    }
+
+    /// A job that is about as long as the one of the recording.
+    fn admitted(&self, job: usize) -> AdmittedJob {
+        const TOKEN_BYTES: usize = 4;
+        let recorded = &self.jobs[job];
+        AdmittedJob {
+            origin: Origin {
+                topic: self.names.jobs(),
+                topic_id: TOPIC_ID,
+                partition: 0,
+                offset: job as i64,
+            },
+            tenant: recorded.tenant.clone(),
+            job_id: JobId::new(job.to_string()).expect("a number is a possible id"),
+            model: ModelName::new("any").expect("a possible name"),
+            input: "x".repeat(TOKEN_BYTES * recorded.input_tokens as usize),
+            text_pair: None,
+            priority: None,
+            submitted_at_ms: (recorded.submitted_at_ns / 1_000_000) as i64,
+            deadline_ms: None,
+            labels: BTreeMap::new(),
+            trace_id: None,
+        }
+    }
+}
+
+/// Which jobs of the recording `record` has: they stand one after the other.
+fn jobs_of(record: &Record) -> Range<usize> {
+    let value = record.value.as_deref().unwrap_or_default();
+    let (first, jobs) = (record.offset as usize, AdmittedJobs::count(value));
+    first..first + jobs.expect("it was encoded here")
+}
+
+fn weight_of(tenants: &Tenants, tenant: &Tenant) -> NonZeroU32 {
+    tenants
+        .get(tenant)
+        .map_or(NonZeroU32::MIN, |policy| policy.weight)
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use schemas::TopicName;
+    use schemas::{Rate, TenantPolicy, TopicName};
 
     use super::*;
 
     const MS: u64 = 1_000_000;
-    const HOW: Replay = Replay {
+    const BEGAN_NS: u64 = 1_764_000_000_000 * MS;
+    const JOB_NS: u64 = 10 * MS;
+    /// Of a job.
+    const WORK: u64 = 20;
+    const SETTINGS: Settings = Settings {
         speed: 1.0,
         window_ms: 100,
         window_tenants_max: NonZeroUsize::MAX,
@@ -214,27 +331,73 @@ mod tests {
     fn job(name: &str, submitted_at_ms: u64) -> Recorded {
         Recorded {
             tenant: tenant(name),
-            submitted_at_ns: submitted_at_ms * MS,
+            submitted_at_ns: BEGAN_NS + submitted_at_ms * MS,
             queue_time_ns: 0,
-            input_tokens: 20,
-            device_time_ns: 10 * MS,
+            input_tokens: WORK as u32,
+            device_time_ns: JOB_NS,
         }
     }
 
-    fn any() -> TopicNames {
-        TopicNames::new(&TopicName::new("jobs").unwrap(), "t.").unwrap()
+    fn weighing(weight: u32) -> TenantPolicy {
+        TenantPolicy {
+            weight: NonZeroU32::new(weight).unwrap(),
+            ..TenantPolicy::default()
+        }
     }
 
-    fn even(_: &Tenant) -> NonZeroU32 {
-        NonZeroU32::MIN
+    fn limited(work_units_per_s: u32, burst_work_units: u32) -> TenantPolicy {
+        TenantPolicy {
+            rate: Some(Rate {
+                work_units_per_s: NonZeroU32::new(work_units_per_s).unwrap(),
+                burst_work_units: NonZeroU32::new(burst_work_units),
+            }),
+            ..TenantPolicy::default()
+        }
     }
 
-    fn mean_ms(jobs: &[Recorded], waits: &[Duration], name: &str) -> f64 {
-        let of = jobs
-            .iter()
-            .zip(waits)
-            .filter(|(job, _)| job.tenant == tenant(name));
-        let of: Vec<f64> = of.map(|(_, wait)| wait.as_secs_f64() * 1e3).collect();
+    fn set<const N: usize>(policies: [(&str, TenantPolicy); N]) -> Tenants {
+        policies
+            .into_iter()
+            .map(|(name, policy)| (tenant(name), policy))
+            .collect()
+    }
+
+    /// Runs all of `jobs`, which are in the order in which they came, each let in by itself.
+    fn run(jobs: &[Recorded], tenants: &Tenants) -> Vec<Window> {
+        let names = TopicNames::new(&TopicName::new("jobs").unwrap(), "t.").unwrap();
+        let mut replay = Replay::new(jobs, SETTINGS, &names, tenants);
+        let mut windows = Vec::new();
+        for (index, job) in jobs.iter().enumerate() {
+            windows.extend(replay.run_until(job.submitted_at_ns));
+            assert_eq!(replay.admit(index..index + 1), 1);
+        }
+        windows.extend(replay.finish());
+        windows
+    }
+
+    /// How long each of `jobs` waits. Each runs once.
+    fn waits(jobs: &[Recorded], tenants: &Tenants) -> Vec<Duration> {
+        let windows = run(jobs, tenants);
+        let mut ran: Vec<Ran> = windows
+            .into_iter()
+            .flat_map(|window| window.records)
+            .flatten()
+            .collect();
+        ran.sort_unstable_by_key(|ran| ran.job);
+        assert!(ran.iter().map(|ran| ran.job).eq(0..jobs.len()));
+        ran.into_iter().map(|ran| ran.waited).collect()
+    }
+
+    fn of<'a>(name: &str, jobs: &'a [Recorded], waits: &'a [Duration]) -> impl Iterator<Item = Duration> {
+        let of = jobs.iter().zip(waits);
+        of.filter(move |(job, _)| job.tenant.as_str() == name)
+            .map(|(_, wait)| *wait)
+    }
+
+    fn mean_ms(name: &str, jobs: &[Recorded], waits: &[Duration]) -> f64 {
+        let of: Vec<f64> = of(name, jobs, waits)
+            .map(|wait| wait.as_secs_f64() * 1e3)
+            .collect();
         of.iter().sum::<f64>() / of.len() as f64
     }
 
@@ -259,13 +422,13 @@ mod tests {
         let jobs: Vec<Recorded> = (0..400)
             .map(|n| job(if n % 2 == 0 { "a" } else { "b" }, 0))
             .collect();
-        let waits = replay(&jobs, HOW, &any(), even);
-        let (a, b) = (mean_ms(&jobs, &waits, "a"), mean_ms(&jobs, &waits, "b"));
+        let waits_under = |a| waits(&jobs, &set([("a", weighing(a)), ("b", weighing(1))]));
+        let even = waits_under(1);
+        let (a, b) = (mean_ms("a", &jobs, &even), mean_ms("b", &jobs, &even));
         assert!((a - b).abs() < 100.0, "{a} and {b}");
-        let favour = |of: &Tenant| NonZeroU32::new(if *of == tenant("a") { 3 } else { 1 }).unwrap();
-        let favoured = replay(&jobs, HOW, &any(), favour);
+        let favoured = waits_under(3);
         // Three of four turns, so that 200 of them take two thirds of the time of 400.
-        let (a, b) = (mean_ms(&jobs, &favoured, "a"), mean_ms(&jobs, &favoured, "b"));
+        let (a, b) = (mean_ms("a", &jobs, &favoured), mean_ms("b", &jobs, &favoured));
         assert!((1_230.0..1_440.0).contains(&a), "{a}");
         assert!((2_540.0..2_790.0).contains(&b), "{b}");
     }
@@ -273,40 +436,134 @@ mod tests {
     #[test]
     fn a_light_tenant_waits_about_a_window_whoever_floods() {
         let flood = (0..2_000).map(|n| job("flood", n));
-        let jobs: Vec<Recorded> = flood.chain((0..20).map(|n| job("light", 90 * n + 7))).collect();
-        let waits = replay(&jobs, HOW, &any(), even);
-        let light = jobs
-            .iter()
-            .zip(&waits)
-            .filter(|(job, _)| job.tenant == tenant("light"));
-        let longest = light.map(|(_, wait)| *wait).max().unwrap();
+        let mut jobs: Vec<Recorded> = flood.chain((0..20).map(|n| job("light", 90 * n + 7))).collect();
+        jobs.sort_by_key(|job| job.submitted_at_ns);
+        let waits = waits(&jobs, &set([]));
+        let longest = of("light", &jobs, &waits).max().unwrap();
         // A window has 16 KiB at least, which are some 50 of these.
         assert!(longest < Duration::from_millis(1_100), "{longest:?}");
-        assert!(*waits[..2_000].iter().max().unwrap() > Duration::from_secs(15));
+        assert!(of("flood", &jobs, &waits).max().unwrap() > Duration::from_secs(15));
+    }
+
+    #[test]
+    fn a_tenant_with_a_rate_waits_longer_and_leaves_the_device_to_the_other_or_idle() {
+        let jobs: Vec<Recorded> = (0..400)
+            .map(|n| job(if n % 2 == 0 { "a" } else { "b" }, 0))
+            .collect();
+        let even = waits(&jobs, &set([]));
+        // Twenty jobs a second, and twenty at once.
+        let held_back = waits(&jobs, &set([("a", limited(400, 400))]));
+        let (before, after) = (mean_ms("b", &jobs, &even), mean_ms("b", &jobs, &held_back));
+        assert!(after < 0.75 * before, "{before} and then {after}");
+        let a: Vec<Duration> = of("a", &jobs, &held_back).collect();
+        assert!(
+            a[15] < Duration::from_secs(1),
+            "the burst runs at once: {:?}",
+            a[15]
+        );
+        for (n, wait) in a.iter().enumerate().skip(40) {
+            let allowed = Duration::from_millis(50 * (n as u64 - 20));
+            assert!(
+                allowed.abs_diff(*wait) < Duration::from_millis(600),
+                "job {n}: {wait:?}, {allowed:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn jobs_that_come_at_once_are_as_few_records_as_ingest_makes_of_them() {
+        let jobs: Vec<Recorded> = (0..100).map(|_| job("a", 0)).collect();
+        let names = TopicNames::new(&TopicName::new("jobs").unwrap(), "t.").unwrap();
+        let tenants = set([]);
+        let mut replay = Replay::new(&jobs, SETTINGS, &names, &tenants);
+        assert_eq!(replay.run_until(BEGAN_NS), []);
+        let records = replay.admit(0..100);
+        assert!((4..10).contains(&records), "{records}");
+        let windows = replay.finish();
+        let ran: Vec<&Vec<Ran>> = windows.iter().flat_map(|window| &window.records).collect();
+        assert_eq!(ran.len(), records);
+        let jobs = ran.into_iter().flatten().map(|ran| (ran.job, ran.waited));
+        assert!(jobs.eq((0..100).map(|job| (job, Duration::from_nanos(job as u64 * JOB_NS)))));
+        assert_eq!(windows.last().unwrap().committed_at_ns, BEGAN_NS + 100 * JOB_NS);
+    }
+
+    /// The most that a tenant with this rate may run at `now_ns`, in nano-units, by what it began when; nothing or less where
+    /// it must wait.
+    fn level(rate: Rate, begun_ns: &[u64], now_ns: u64) -> i128 {
+        const NANO_UNITS: i128 = 1_000_000_000;
+        let (full, per_ns) = (
+            i128::from(rate.burst_work_units().get()) * NANO_UNITS,
+            i128::from(rate.work_units_per_s.get()),
+        );
+        let (mut level, mut as_of_ns) = (full, 0);
+        for begun in begun_ns.iter().filter(|begun| **begun < now_ns) {
+            level = full.min(level + i128::from(begun - as_of_ns) * per_ns) - i128::from(WORK) * NANO_UNITS;
+            as_of_ns = *begun;
+        }
+        full.min(level + i128::from(now_ns - as_of_ns) * per_ns)
     }
 
     proptest! {
-        /// Whatever the weights, the device is neither idle while there is work nor ever used twice.
+        /// Whatever the policies, the device is never used twice, and idle only while everybody who waits has run what his rate
+        /// allows.
         #[test]
-        fn each_job_runs_once_and_the_device_is_never_idle_while_there_is_work(
+        fn each_job_runs_once_and_the_device_is_never_idle_while_there_is_work_that_may_run(
             arrivals in prop::collection::vec((0_usize..4, 0_u64..2_000), 1..200),
-            weights in prop::collection::vec(1_u32..6, 4),
+            policies in prop::collection::vec((1_u32..6, prop::option::of((1_u32..3_000, 1_u32..2_000))), 4),
         ) {
             let names = ["a", "b", "c", "d"];
-            let jobs: Vec<Recorded> = arrivals.iter().map(|(who, at)| job(names[*who], *at)).collect();
-            let weight_of = |of: &Tenant| {
-                let who = names.iter().position(|name| *name == of.as_str()).unwrap();
-                NonZeroU32::new(weights[who]).unwrap()
-            };
-            let begun = |waits: Vec<Duration>| {
-                let mut begun: Vec<u64> =
-                    jobs.iter().zip(waits).map(|(job, wait)| job.submitted_at_ns + wait.as_nanos() as u64).collect();
-                begun.sort_unstable();
-                begun
-            };
-            let (weighed, evenly) = (begun(replay(&jobs, HOW, &any(), weight_of)), begun(replay(&jobs, HOW, &any(), even)));
-            prop_assert!(weighed.windows(2).all(|pair| pair[1] - pair[0] >= 10 * MS));
-            prop_assert_eq!(weighed, evenly);
+            let tenants: Tenants = names.iter().zip(policies).map(|(name, (weight, rate))| {
+                let weight = weighing(weight).weight;
+                let policy = rate.map_or_else(TenantPolicy::default, |(rate, burst)| limited(rate, burst));
+                (tenant(name), TenantPolicy { weight, ..policy })
+            }).collect();
+            let mut jobs: Vec<Recorded> = arrivals.iter().map(|(who, at)| job(names[*who], *at)).collect();
+            jobs.sort_by_key(|job| job.submitted_at_ns);
+            let waits = waits(&jobs, &tenants);
+            let mut begun: Vec<(u64, &Recorded)> = waits.iter().zip(&jobs)
+                .map(|(wait, job)| (job.submitted_at_ns + wait.as_nanos() as u64, job)).collect();
+            begun.sort_by_key(|(at_ns, _)| *at_ns);
+            let mut free_ns = 0;
+            for (at_ns, _) in &begun {
+                prop_assert!(free_ns <= *at_ns, "two at once");
+                let waiting = begun.iter().filter(|(then, job)| then >= at_ns && job.submitted_at_ns < *at_ns);
+                for (_, job) in waiting.filter(|_| free_ns < *at_ns) {
+                    let rate = tenants[&job.tenant].rate;
+                    prop_assert!(rate.is_some(), "{} waits, and nobody is served", job.tenant);
+                    let of: Vec<u64> = begun.iter().filter(|(_, other)| other.tenant == job.tenant).map(|(then, _)| *then).collect();
+                    // Of the nanosecond in which it may go on it has some already.
+                    prop_assert!(level(rate.unwrap(), &of, at_ns - 1) <= 0, "{} waits, and may run", job.tenant);
+                }
+                free_ns = at_ns + JOB_NS;
+            }
+        }
+
+        /// Windows begin before their jobs do, by as long as they take at most: by so much more a rate may seem to be exceeded.
+        #[test]
+        fn a_tenant_with_a_rate_runs_no_more_than_its_burst_and_what_the_rate_adds(
+            arrivals in prop::collection::vec((0_usize..2, 0_u64..2_000), 1..200),
+            (rate, burst) in (1_u32..3_000, 1_u32..2_000),
+        ) {
+            let mut jobs: Vec<Recorded> = arrivals.iter().map(|(who, at)| job(["a", "b"][*who], *at)).collect();
+            jobs.sort_by_key(|job| job.submitted_at_ns);
+            let mut ran_ns: Vec<u64> = Vec::new();
+            let mut longest_ns = 0;
+            for window in run(&jobs, &set([("a", limited(rate, burst))])) {
+                let ran: Vec<Ran> = window.records.into_iter().flatten().collect();
+                longest_ns = longest_ns.max(ran.len() as u64 * JOB_NS);
+                let of_a = ran.iter().filter(|ran| jobs[ran.job].tenant == tenant("a"));
+                ran_ns.extend(of_a.map(|ran| jobs[ran.job].submitted_at_ns + ran.waited.as_nanos() as u64));
+            }
+            // What one record is worth, and by how much it is estimated wrongly.
+            let record = 2 * WORK;
+            for (first, from) in ran_ns.iter().enumerate() {
+                for (last, until) in ran_ns.iter().enumerate().skip(first) {
+                    let ran = (last - first + 1) as u64 * WORK;
+                    let elapsed_ns = u128::from(until - from + longest_ns);
+                    let added = (elapsed_ns * u128::from(rate) / 1_000_000_000) as u64;
+                    prop_assert!(ran <= u64::from(burst) + added + record + 1, "{ran} units in {elapsed_ns} ns");
+                }
+            }
         }
     }
 }

@@ -58,7 +58,7 @@ pub use error::Error;
 /// What a [`Store`] is opened over.
 pub use object_store;
 pub use range::{Heads, Marks, RangeFile, RangeIntent, Table};
-pub use recorded::{RecordedJob, recorded};
+pub use recorded::{RecordedJob, Recording, recorded};
 pub use service::{Config, Service};
 pub use store::{Created, Options, Store};
 pub use summary::{Summary, summary};

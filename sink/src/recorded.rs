@@ -1,5 +1,7 @@
 //! What a lake says of the jobs that ran: whose each was, when it came, how long it waited, and what it took.
 
+use std::collections::BTreeMap;
+
 use arrow_array::{Array, RecordBatch, cast::AsArray, types};
 use rust_decimal::Decimal;
 use schemas::{Tenant, tables::MONEY_SCALE};
@@ -28,11 +30,20 @@ pub struct RecordedJob {
     pub billed: Decimal,
 }
 
-/// The jobs in the lake at `url` that a model saw, in no order.
+/// What a lake says of its jobs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Recording {
+    /// Those that a model saw, in no order.
+    pub ran: Vec<RecordedJob>,
+    /// How many of each tenant were rejected, by the word for the reason. Nothing tells how long they were.
+    pub rejected: BTreeMap<(Tenant, String), u64>,
+}
+
+/// The jobs in the lake at `url`.
 ///
 /// # Errors
 /// Where the lake cannot be read.
-pub async fn recorded(url: &str, options: &Options) -> Result<Vec<RecordedJob>, Error> {
+pub async fn recorded(url: &str, options: &Options) -> Result<Recording, Error> {
     let store = Store::open_written(url, options).await?;
     let wanted = Wanted {
         of_results: &[
@@ -42,20 +53,32 @@ pub async fn recorded(url: &str, options: &Options) -> Result<Vec<RecordedJob>, 
             "queue_time_ns",
             "input_tokens",
             "device_time_ns",
+            "status",
+            "reason_code",
         ],
         of_costs: &["BilledCost"],
     };
-    let mut jobs = Vec::new();
+    let mut recording = Recording::default();
     read_outcomes(&store, wanted, |tenant, rows, bills| {
         if let Ok(tenant) = Tenant::new(tenant) {
-            jobs.extend(jobs_of(&tenant, rows, bills));
+            recording.ran.extend(ran(&tenant, rows, bills));
+            for reason in rejected(rows) {
+                *recording.rejected.entry((tenant.clone(), reason)).or_default() += 1;
+            }
         }
     })
     .await?;
-    Ok(jobs)
+    Ok(recording)
 }
 
-fn jobs_of(tenant: &Tenant, rows: &RecordBatch, bills: &RecordBatch) -> impl Iterator<Item = RecordedJob> {
+fn rejected(rows: &RecordBatch) -> impl Iterator<Item = String> {
+    let status = rows["status"].as_string::<i32>();
+    let reason = rows["reason_code"].as_string::<i32>();
+    let rejected = (0..rows.num_rows()).filter(move |row| status.value(*row) == "rejected");
+    rejected.map(move |row| reason.value(row).to_owned())
+}
+
+fn ran(tenant: &Tenant, rows: &RecordBatch, bills: &RecordBatch) -> impl Iterator<Item = RecordedJob> {
     let model = rows["model"].as_string::<i32>();
     let submitted = rows["submitted_at"].as_primitive::<types::TimestampMicrosecondType>();
     let completed = rows["completed_at"].as_primitive::<types::TimestampMicrosecondType>();
@@ -63,8 +86,8 @@ fn jobs_of(tenant: &Tenant, rows: &RecordBatch, bills: &RecordBatch) -> impl Ite
     let tokens = rows["input_tokens"].as_primitive::<types::Int32Type>();
     let device = rows["device_time_ns"].as_primitive::<types::Int64Type>();
     let billed = bills["BilledCost"].as_primitive::<types::Decimal128Type>();
-    let ran = (0..rows.num_rows()).filter(move |row| queued.is_valid(*row));
-    ran.map(move |row| RecordedJob {
+    let seen = (0..rows.num_rows()).filter(move |row| queued.is_valid(*row));
+    seen.map(move |row| RecordedJob {
         tenant: tenant.clone(),
         model: model.value(row).to_owned(),
         submitted_at_ns: submitted_at_ns(submitted.value(row), completed.value(row)),

@@ -63,12 +63,16 @@ pub(crate) enum Command {
     /// `authority.policies`, or are built in.
     #[command(subcommand)]
     Policy(PolicyCommand),
-    /// Replay the jobs of a lake under other tenants, and say what each tenant would have waited and paid
+    /// Replay the jobs of a lake under other tenants, and say what each tenant would have waited and paid, and what would have
+    /// been rejected
     ///
-    /// The jobs come when they came, each takes the device for as long as it did, and the turns are given out by what gives
-    /// them out in a processor: by the weights of the set in force, and by those of the file. Tenants of other pools than
-    /// `processor.pool` are left out. Priorities are not recorded, so that the jobs of a tenant go in their order. Prices are
-    /// those of this configuration.
+    /// The jobs come when they came, and each takes the device for as long as it did. What decides about them is what does in
+    /// the services, by the weights, rates, budgets and queue limits of the set in force, and by those of the file. Prices are
+    /// those of this configuration. Tenants of other pools than `processor.pool` are left out.
+    ///
+    /// What the lake does not tell is not replayed: jobs that were rejected then, since nobody knows how long they were;
+    /// priorities, so that the jobs of a tenant go in their order; and which jobs ingest read together, so that those of a
+    /// tenant and a millisecond share records of work, and how many a full queue rejects is roughly told.
     Simulate(SimulateArgs),
     /// Print the configuration in force, secrets hidden
     Config,
@@ -254,7 +258,8 @@ pub(crate) struct SimulateArgs {
     /// The lake: a folder or a URL; left out: sink.url
     #[arg(long, value_name = "LAKE")]
     pub(crate) lake: Option<String>,
-    /// Seconds of work that the device does in one; left out: as it did in the lake while there was work
+    /// Seconds of work that the device does in one; left out: as it did in the lake while there was work, which is too few
+    /// where jobs waited for a rate
     #[arg(long, value_name = "TIMES")]
     pub(crate) speed: Option<f64>,
 }

@@ -1,16 +1,15 @@
-//! `tributary simulate`: what the jobs of a lake would have waited and cost under another set of tenants.
+//! `tributary simulate`: what the jobs of a lake would have waited and cost under another set of tenants, and which of them
+//! would have been rejected.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    num::NonZeroU32,
-    time::Duration,
-};
+mod fates;
+
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context, ensure};
-use processor::replay::{Recorded, Replay, replay, speed};
+use processor::replay::{Recorded, Settings, speed};
 use rust_decimal::Decimal;
-use schemas::{Action, ModelName, Tenant, Tenants};
-use sink::RecordedJob;
+use schemas::{Action, ModelName, ReasonCode, Tenant, Tenants};
+use sink::{RecordedJob, Recording};
 
 use crate::{
     access,
@@ -18,65 +17,62 @@ use crate::{
     config::{Config, ModelSection},
     tenants,
 };
+use fates::{Fate, Terms, fates};
+
+/// Why a job is rejected in a replay. What else ingest decides is not decided again.
+const QUOTAS: [ReasonCode; 2] = [ReasonCode::BudgetExhausted, ReasonCode::QueueFull];
 
 /// Replays the lake under the set in force and under that of the file, and prints both beside what was recorded.
 pub(crate) async fn run(config: &Config, args: &SimulateArgs) -> anyhow::Result<()> {
     access::permit(config, Action::Simulate)?;
     let lake = args.lake.as_deref().unwrap_or(&config.sink.url);
-    let file = tenants::read(config, &args.file)?;
-    let in_force = tenants::in_force_now(config).await?;
-    let mut jobs = sink::recorded(lake, &config.sink.options).await?;
     let pool = &config.processor.pool;
-    let is_of = |set: &Tenants, tenant: &Tenant| set.get(tenant).is_some_and(|policy| policy.pool == *pool);
-    jobs.retain(|job| is_of(&in_force, &job.tenant) || is_of(&file, &job.tenant));
-    let all: Vec<Recorded> = jobs.iter().map(recorded).collect();
-    let speed = args.speed.or(speed(&all)).with_context(|| {
+    let mut file = tenants::read(config, &args.file)?;
+    let mut in_force = tenants::in_force_now(config).await?;
+    file.retain(|_, policy| policy.pool == *pool);
+    in_force.retain(|_, policy| policy.pool == *pool);
+    let Recording {
+        ran: mut jobs,
+        rejected,
+    } = sink::recorded(lake, &config.sink.options).await?;
+    jobs.retain(|job| in_force.contains_key(&job.tenant) || file.contains_key(&job.tenant));
+    jobs.sort_by(|a, b| (a.submitted_at_ns, &a.tenant).cmp(&(b.submitted_at_ns, &b.tenant)));
+    let recorded: Vec<Recorded> = jobs.iter().map(recorded).collect();
+    let speed = args.speed.or(speed(&recorded)).with_context(|| {
         format!(
             "no job of a tenant of pool `{pool}` ran, as far as `{lake}` says: there is nothing to replay"
         )
     })?;
     ensure!(speed > 0.0, "--speed must be more than 0");
-    let how = Replay {
+    let device = Settings {
         speed,
         window_ms: config.processor.window_ms,
         window_tenants_max: config.processor.window_tenants_max,
     };
-    let names = config.topics.names();
-    let waits_under = |set: &Tenants| {
-        let run: Vec<usize> = (0..jobs.len())
-            .filter(|index| is_of(set, &jobs[*index].tenant))
-            .collect();
-        let of_set: Vec<Recorded> = run.iter().map(|index| all[*index].clone()).collect();
-        let weight_of = |tenant: &Tenant| set.get(tenant).map_or(NonZeroU32::MIN, |policy| policy.weight);
-        let mut waits = vec![None; jobs.len()];
-        for (index, wait) in run.into_iter().zip(replay(&of_set, how, &names, weight_of)) {
-            waits[index] = Some(wait);
-        }
-        waits
-    };
-    let replays = Replays {
-        recorded: jobs
-            .iter()
-            .map(|job| Some(Duration::from_nanos(job.queue_time_ns)))
-            .collect(),
-        in_force: waits_under(&in_force),
-        file: waits_under(&file),
+    let (names, models) = (config.topics.names(), config.models_of(pool));
+    let costs: Vec<Decimal> = jobs.iter().map(|job| bill(job, &models)).collect();
+    let replayed = |tenants: &Tenants| {
+        let terms = Terms {
+            tenants,
+            device,
+            currency: &config.currency,
+            names: &names,
+        };
+        ends(&jobs, &costs, &fates(&recorded, &costs, terms))
     };
     print(&format!(
-        "{} jobs, on a device that did {speed:.2} s of work a second while there was any; what they would have waited in pool \
-         `{pool}`, median and 99th percentile, and cost\n",
+        "{} jobs of pool `{pool}`, on a device that does {speed:.2} s of work a second: how many run, how long they wait for it, what\n\
+         they cost, and how many are rejected\n",
         jobs.len()
     ))?;
-    table(&jobs, &replays, &config.models_of(pool), &config.currency)
+    let sets = [
+        ("recorded", as_recorded(&jobs, &rejected)),
+        ("in force", replayed(&in_force)),
+        ("file", replayed(&file)),
+    ];
+    table(&sets, &config.currency)
         .iter()
         .try_for_each(|line| print(line))
-}
-
-/// The waits of each job; none where the set has it in another pool, or not at all.
-struct Replays {
-    recorded: Vec<Option<Duration>>,
-    in_force: Vec<Option<Duration>>,
-    file: Vec<Option<Duration>>,
 }
 
 fn recorded(job: &RecordedJob) -> Recorded {
@@ -89,51 +85,89 @@ fn recorded(job: &RecordedJob) -> Recorded {
     }
 }
 
-/// A line for each tenant, under a heading.
-fn table(
-    jobs: &[RecordedJob],
-    replays: &Replays,
-    models: &BTreeMap<ModelName, ModelSection>,
-    currency: &str,
-) -> Vec<String> {
-    let heading = format!(
-        "{:<16} {:>7} {:>17} {:>17} {:>17} {:>14} {:>14}",
-        "tenant", "jobs", "recorded, s", "in force, s", "file, s", "billed", "at these prices"
-    );
-    let tenants: BTreeSet<&Tenant> = jobs.iter().map(|job| &job.tenant).collect();
-    let line = |tenant: &Tenant| {
-        let of: Vec<usize> = (0..jobs.len())
-            .filter(|index| jobs[*index].tenant == *tenant)
-            .collect();
-        let waits = |waits: &[Option<Duration>]| {
-            let waits: Option<Vec<Duration>> = of.iter().map(|index| waits[*index]).collect();
-            waits.map_or("elsewhere".to_owned(), shown)
-        };
-        let billed: Decimal = of.iter().map(|index| jobs[*index].billed).sum();
-        let bill = of
-            .iter()
-            .map(|index| bill(&jobs[*index], models))
-            .sum::<Decimal>();
-        format!(
-            "{tenant:<16} {:>7} {:>17} {:>17} {:>17} {:>14} {:>14} {currency}",
-            of.len(),
-            waits(&replays.recorded),
-            waits(&replays.in_force),
-            waits(&replays.file),
-            billed.round_dp(6).normalize(),
-            bill.round_dp(6).normalize(),
-        )
-    };
-    std::iter::once(heading)
-        .chain(tenants.into_iter().map(line))
-        .collect()
+/// What became of the jobs of one tenant.
+#[derive(Debug, Clone, Default, PartialEq)]
+struct Ends {
+    /// Of those that ran.
+    waits: Vec<Duration>,
+    /// Theirs together.
+    cost: Decimal,
+    /// How many were rejected, and why.
+    rejected: BTreeMap<&'static str, u64>,
 }
 
-/// The median and the 99th percentile.
-fn shown(mut waits: Vec<Duration>) -> String {
+/// What became of the jobs of each tenant, by the cost and the fate of each job; nothing of those that have none.
+fn ends(jobs: &[RecordedJob], costs: &[Decimal], fates: &[Option<Fate>]) -> BTreeMap<Tenant, Ends> {
+    let mut of_tenants: BTreeMap<Tenant, Ends> = BTreeMap::new();
+    for ((job, cost), fate) in jobs.iter().zip(costs).zip(fates) {
+        let Some(fate) = fate else { continue };
+        let ends = of_tenants.entry(job.tenant.clone()).or_default();
+        match fate {
+            Fate::Ran(waited) => {
+                ends.waits.push(*waited);
+                ends.cost += cost;
+            }
+            Fate::Rejected(code) => *ends.rejected.entry(code.as_str()).or_default() += 1,
+        }
+    }
+    of_tenants
+}
+
+/// What became of `jobs`, which ran, beside those that were rejected then.
+fn as_recorded(jobs: &[RecordedJob], rejected: &BTreeMap<(Tenant, String), u64>) -> BTreeMap<Tenant, Ends> {
+    let billed: Vec<Decimal> = jobs.iter().map(|job| job.billed).collect();
+    let ran = |job: &RecordedJob| Some(Fate::Ran(Duration::from_nanos(job.queue_time_ns)));
+    let ran: Vec<Option<Fate>> = jobs.iter().map(ran).collect();
+    let mut of_tenants = ends(jobs, &billed, &ran);
+    for (tenant, ends) in &mut of_tenants {
+        let of_code = |code: ReasonCode| {
+            let key = (tenant.clone(), code.as_str().to_owned());
+            Some((code.as_str(), *rejected.get(&key)?))
+        };
+        ends.rejected = QUOTAS.into_iter().filter_map(of_code).collect();
+    }
+    of_tenants
+}
+
+/// A line for each tenant of the first set, and each set, under a heading.
+fn table(sets: &[(&str, BTreeMap<Tenant, Ends>); 3], currency: &str) -> Vec<String> {
+    let cost = format!("cost, {currency}");
+    let [budget, queue] = QUOTAS.map(ReasonCode::as_str);
+    let heading = format!(
+        "{:<16} {:<8} {:>8} {:>9} {:>9} {cost:>14} {budget:>16} {queue:>10}",
+        "tenant", "set", "ran", "median, s", "99th, s"
+    );
+    let line = |tenant: &Tenant, set: &str, ends: Option<&Ends>| {
+        let tenant = tenant.as_str();
+        let Some(ends) = ends else {
+            return format!("{tenant:<16} {set:<8} elsewhere");
+        };
+        let (median, last) = percentiles(ends.waits.clone());
+        let cost = ends.cost.round_dp(6).normalize();
+        let [budget, queue] =
+            [budget, queue].map(|code| ends.rejected.get(code).copied().unwrap_or_default());
+        format!(
+            "{tenant:<16} {set:<8} {:>8} {median:>9} {last:>9} {cost:>14} {budget:>16} {queue:>10}",
+            ends.waits.len()
+        )
+    };
+    let lines = sets[0].1.keys().flat_map(|tenant| {
+        sets.iter()
+            .map(move |(set, ends)| line(tenant, set, ends.get(tenant)))
+    });
+    std::iter::once(heading).chain(lines).collect()
+}
+
+/// The median and the 99th percentile, in seconds.
+fn percentiles(mut waits: Vec<Duration>) -> (String, String) {
     waits.sort_unstable();
-    let at = |hundredths: usize| waits[(waits.len() * hundredths).div_ceil(100).max(1) - 1].as_secs_f64();
-    format!("{:.3} {:.3}", at(50), at(99))
+    let at = |hundredths: usize| {
+        let index = (waits.len() * hundredths).div_ceil(100).checked_sub(1);
+        index.map_or("-".to_owned(), |index| {
+            format!("{:.3}", waits[index].as_secs_f64())
+        })
+    };
+    (at(50), at(99))
 }
 
 /// What `job` costs at the prices of `models`; as it was billed where its model is none of them.
@@ -151,52 +185,66 @@ fn bill(job: &RecordedJob, models: &BTreeMap<ModelName, ModelSection>) -> Decima
 mod tests {
     use super::*;
 
-    #[test]
-    fn each_tenant_has_its_waits_and_its_bill_at_the_prices_of_now() {
-        let job = |tenant: &str, device_time_ns| RecordedJob {
-            tenant: Tenant::new(tenant).unwrap(),
+    fn tenant(name: &str) -> Tenant {
+        Tenant::new(name).unwrap()
+    }
+
+    /// A job that waited so long, ran and was billed 1.
+    fn job(name: &str, queue_time_s: u64, device_time_ns: u64) -> RecordedJob {
+        RecordedJob {
+            tenant: tenant(name),
             model: "minilm".to_owned(),
             submitted_at_ns: 0,
-            queue_time_ns: 0,
+            queue_time_ns: queue_time_s * 1_000_000_000,
             input_tokens: 10,
             device_time_ns,
             billed: Decimal::ONE,
-        };
-        let jobs = [
-            job("acme", 1_000_000_000),
-            job("globex", 500_000_000),
-            job("acme", 1),
-        ];
-        let wait = |seconds| Some(Duration::from_secs(seconds));
-        let replays = Replays {
-            recorded: vec![wait(3), wait(1), wait(2)],
-            in_force: vec![wait(3), wait(1), wait(2)],
-            file: vec![wait(9), None, wait(1)],
-        };
+        }
+    }
+
+    #[test]
+    fn a_job_costs_what_the_prices_of_now_make_of_it_and_what_it_did_where_its_model_has_none() {
         let minilm = toml::from_str("source = 'x'\nprice_per_device_second = '0.5'").unwrap();
         let models = BTreeMap::from([(ModelName::new("minilm").unwrap(), minilm)]);
-        let lines = table(&jobs, &replays, &models, "USD");
-        let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
-        assert_eq!(
-            words(&lines[1]),
-            [
-                "acme", "2", "2.000", "3.000", "2.000", "3.000", "1.000", "9.000", "2", "0.5", "USD"
-            ]
+        assert_eq!(bill(&job("acme", 0, 500_000_000), &models), Decimal::new(25, 2));
+        assert_eq!(bill(&job("acme", 0, 500_000_000), &BTreeMap::new()), Decimal::ONE);
+    }
+
+    #[test]
+    fn each_tenant_has_its_waits_its_cost_and_what_was_rejected_of_it_under_each_set() {
+        let jobs = [job("acme", 3, 0), job("globex", 1, 0), job("acme", 2, 0)];
+        let rejected = BTreeMap::from([
+            ((tenant("acme"), "queue_full".to_owned()), 7),
+            ((tenant("acme"), "empty_input".to_owned()), 5),
+            ((tenant("initech"), "queue_full".to_owned()), 9),
+        ]);
+        let costs = [Decimal::new(5, 1), Decimal::new(25, 2), Decimal::new(15, 1)];
+        let ran = |seconds| Some(Fate::Ran(Duration::from_secs(seconds)));
+        let exhausted = Some(Fate::Rejected(ReasonCode::BudgetExhausted));
+        let sets = [
+            ("recorded", as_recorded(&jobs, &rejected)),
+            ("in force", ends(&jobs, &costs, &[exhausted, ran(4), ran(9)])),
+            ("file", ends(&jobs, &costs, &[exhausted, None, exhausted])),
+        ];
+        let lines = table(&sets, "USD");
+        let mut rows = lines.iter().filter(|line| !line.ends_with("elsewhere"));
+        assert!(
+            rows.all(|row| row.len() == lines[0].len() && row.len() <= 120),
+            "{lines:#?}"
         );
-        assert_eq!(
-            words(&lines[2]),
-            [
-                "globex",
-                "1",
-                "1.000",
-                "1.000",
-                "1.000",
-                "1.000",
-                "elsewhere",
-                "1",
-                "0.25",
-                "USD"
-            ]
-        );
+        let lines: Vec<Vec<&str>> = lines
+            .iter()
+            .map(|line| line.split_whitespace().collect())
+            .collect();
+        let expected = [
+            "tenant set ran median, s 99th, s cost, USD budget_exhausted queue_full",
+            "acme recorded 2 2.000 3.000 2 0 7",
+            "acme in force 1 9.000 9.000 1.5 1 0",
+            "acme file 0 - - 0 2 0",
+            "globex recorded 1 1.000 1.000 1 0 0",
+            "globex in force 1 4.000 4.000 0.25 0 0",
+            "globex file elsewhere",
+        ];
+        assert_eq!(lines, expected.map(|line| line.split(' ').collect::<Vec<_>>()));
     }
 }

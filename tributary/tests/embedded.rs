@@ -153,11 +153,12 @@ fn dead_letters_are_listed_shown_as_they_were_and_replayed_once() {
 }
 
 #[test]
-fn what_a_lake_recorded_is_replayed_under_other_tenants() {
+fn what_a_lake_recorded_is_replayed_under_other_tenants_and_their_quotas() {
     let folder = tempfile::tempdir().unwrap();
     let (lake, file) = (folder.path().join("lake"), folder.path().join("tenants.toml"));
     assert!(demo(&lake, &[]).status.success());
-    std::fs::write(&file, "[tenants.acme]\nweight = 100\n[tenants.globex]\n").unwrap();
+    let tenants = "[tenants.acme]\nweight = 100\n[tenants.globex]\nbudget = { per_day = \"0\" }\n";
+    std::fs::write(&file, tenants).unwrap();
     let arguments = [
         "simulate",
         file.to_str().unwrap(),
@@ -177,15 +178,23 @@ fn what_a_lake_recorded_is_replayed_under_other_tenants() {
     let simulated = tributary(&arguments);
     assert!(simulated.status.success(), "{}", stderr(&simulated));
     let said = stdout(&simulated);
-    let line = |tenant: &str| -> Vec<String> {
-        let line = said.lines().find(|line| line.starts_with(tenant));
-        line.unwrap().split_whitespace().map(str::to_owned).collect()
+    let line = |tenant: &str, set: &str| -> Vec<&str> {
+        let of_tenant = said.lines().filter_map(|line| line.strip_prefix(tenant));
+        let mut of_set = of_tenant.filter_map(|line| line.trim_start().strip_prefix(set));
+        of_set.next().unwrap().split_whitespace().collect()
     };
-    let (acme, globex) = (line("acme"), line("globex"));
-    let median = |words: &[String], column: usize| words[column].parse::<f64>().unwrap();
-    assert_eq!(acme.len(), 11, "{said}");
-    assert!(median(&acme, 6) <= median(&globex, 6), "{said}");
-    assert!(line("initech").contains(&"elsewhere".to_owned()), "{said}");
+    let sets = ["recorded", "in force", "file"];
+    let [recorded, in_force, file] = sets.map(|set| line("acme", set));
+    assert_eq!(
+        [in_force[0], file[0]],
+        [recorded[0]; 2],
+        "all of them run: {said}"
+    );
+    let median = |line: &[&str]| line[1].parse::<f64>().unwrap();
+    assert!(median(&file) <= median(&in_force), "{said}");
+    let [recorded, file] = ["recorded", "file"].map(|set| line("globex", set));
+    assert_eq!(file, ["0", "-", "-", "0", recorded[0], "0"], "{said}");
+    assert_eq!(line("initech", "file"), ["elsewhere"], "{said}");
 }
 
 #[test]
