@@ -260,7 +260,7 @@ fn tokens_of(
 ) -> Result<Tokens, Reason<'static>> {
     if let Some(late_ms) = job
         .deadline_ms
-        .map(|deadline_ms| now_ms - deadline_ms)
+        .map(|deadline_ms| now_ms.saturating_sub(deadline_ms))
         .filter(|late_ms| *late_ms >= 0)
     {
         let message = format!("the deadline passed {late_ms} ms before the job's turn");
