@@ -23,7 +23,7 @@ TIMES = 100
 PARTITIONS = 4
 WARM_S = 12
 """What is sent before is not counted: a processor finds out how fast its device is."""
-WINDOW_MS = 200
+WINDOW_MS = 300
 """As by default."""
 STOCK = 1_500
 """Jobs that each light tenant has waiting where all have a backlog."""
