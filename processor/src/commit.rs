@@ -31,27 +31,12 @@ pub(crate) struct Cadence {
     pub(crate) bytes_min: usize,
 }
 
-/// Windows that are committed as one.
-#[derive(Default)]
-struct Gathered {
-    windows: Vec<Inferred>,
-    jobs: usize,
-    bytes: usize,
-}
-
-impl Gathered {
-    fn add(&mut self, window: Inferred) {
-        self.jobs += window.prepared.items.len();
-        self.bytes += window.prepared.bytes;
-        self.windows.push(window);
-    }
-
-    /// Whether it waits for no more, where so many windows are `under_way`, these included.
-    fn is_enough(&self, under_way: usize, cadence: Cadence) -> bool {
-        self.windows.len() >= under_way.min(WINDOWS_A_COMMIT_MAX)
-            || self.jobs >= cadence.jobs_min
-            || self.bytes >= cadence.bytes_min
-    }
+/// Whether what was `gathered` waits for no more, where so many windows are `under_way`, these included.
+fn is_enough(gathered: &[Inferred], under_way: usize, cadence: Cadence) -> bool {
+    let sum = |of: fn(&Inferred) -> usize| gathered.iter().map(of).sum::<usize>();
+    gathered.len() >= under_way.min(WINDOWS_A_COMMIT_MAX)
+        || sum(|window| window.prepared.items.len()) >= cadence.jobs_min
+        || sum(|window| window.prepared.bytes) >= cadence.bytes_min
 }
 
 /// Commits windows in order, and tells `committed` the number of the last one of each commit. Each window under way has one
@@ -67,13 +52,16 @@ pub(crate) async fn commit(
 ) -> Result<(), Error> {
     let mut not_before = Instant::now();
     while let Some(window) = inferred.recv().await {
-        let mut gathered = Gathered::default();
-        gathered.add(window);
-        while !gathered.is_enough(WINDOWS_UNDER_WAY_MAX - places.available_permits(), cadence) {
+        let mut gathered = vec![window];
+        while !is_enough(
+            &gathered,
+            WINDOWS_UNDER_WAY_MAX - places.available_permits(),
+            cadence,
+        ) {
             tokio::select! {
                 biased;
                 window = inferred.recv() => match window {
-                    Some(window) => gathered.add(window),
+                    Some(window) => gathered.push(window),
                     None => break,
                 },
                 () = sleep_until(not_before) => break,
@@ -85,7 +73,7 @@ pub(crate) async fn commit(
         let (mut billed, mut last, mut places) = (Vec::new(), 0, Vec::new());
         for Inferred {
             prepared, answers, ..
-        } in gathered.windows
+        } in gathered
         {
             billed.push(outcomes::steps(prepared.items, answers, &context, now_ms));
             last = prepared.number;
@@ -199,17 +187,18 @@ mod tests {
 
     #[test]
     fn windows_are_gathered_while_others_are_under_way_and_until_there_are_enough() {
-        let mut gathered = Gathered::default();
-        gathered.add(window(100));
-        assert!(gathered.is_enough(1, CADENCE), "nothing else will come");
-        assert!(!gathered.is_enough(2, CADENCE));
-        gathered.add(window(899));
-        assert!(!gathered.is_enough(3, CADENCE));
-        gathered.add(window(1));
-        assert!(gathered.is_enough(5, CADENCE), "it has the bytes of a whole one");
-        let mut gathered = Gathered::default();
-        (0..WINDOWS_A_COMMIT_MAX).for_each(|_| gathered.add(window(0)));
-        assert!(gathered.is_enough(WINDOWS_UNDER_WAY_MAX, CADENCE));
+        let mut gathered = vec![window(100)];
+        assert!(is_enough(&gathered, 1, CADENCE), "nothing else will come");
+        assert!(!is_enough(&gathered, 2, CADENCE));
+        gathered.push(window(899));
+        assert!(!is_enough(&gathered, 3, CADENCE));
+        gathered.push(window(1));
+        assert!(
+            is_enough(&gathered, 5, CADENCE),
+            "it has the bytes of a whole one"
+        );
+        let gathered: Vec<Inferred> = (0..WINDOWS_A_COMMIT_MAX).map(|_| window(0)).collect();
+        assert!(is_enough(&gathered, WINDOWS_UNDER_WAY_MAX, CADENCE));
     }
 
     #[test]

@@ -22,6 +22,8 @@ mod inference;
 mod lanes;
 pub mod metric_names;
 pub mod model;
+#[cfg(test)]
+mod mutations;
 mod outcomes;
 mod pace;
 mod parts;

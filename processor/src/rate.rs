@@ -201,12 +201,10 @@ impl Rates {
 mod tests {
     use std::num::{NonZeroU32, NonZeroU64};
 
-    use proptest::{
-        prelude::*,
-        test_runner::{Config, TestRunner},
-    };
+    use proptest::{prelude::*, test_runner::Config};
 
     use super::*;
+    use crate::mutations;
 
     const PROCESSORS: usize = 3;
 
@@ -419,18 +417,7 @@ mod tests {
 
     #[test]
     fn rates_that_are_kept_wrongly_are_found() {
-        for mutation in Mutation::ALL {
-            let mut runner = TestRunner::new(Config {
-                cases: 2_000,
-                max_shrink_iters: 0,
-                failure_persistence: None,
-                ..Config::default()
-            });
-            let found = runner.run(&stories(), |story| {
-                play(&story, Some(mutation)).map_err(TestCaseError::fail)
-            });
-            assert!(found.is_err(), "{mutation:?} goes unnoticed");
-        }
+        mutations::are_found(&Mutation::ALL, || stories().boxed(), play);
     }
 
     /// `held` of `all` parts of a rate.

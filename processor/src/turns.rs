@@ -262,12 +262,10 @@ impl Backlogged {
 mod tests {
     use std::collections::VecDeque;
 
-    use proptest::{
-        prelude::*,
-        test_runner::{Config, TestRunner},
-    };
+    use proptest::{prelude::*, test_runner::Config};
 
     use super::*;
+    use crate::mutations;
 
     /// A way in which turns are given out wrongly. Each must be found: a check that never fails checks nothing.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -547,17 +545,6 @@ mod tests {
 
     #[test]
     fn turns_that_are_given_out_wrongly_are_found() {
-        for mutation in Mutation::ALL {
-            let mut runner = TestRunner::new(Config {
-                cases: 2_000,
-                max_shrink_iters: 0,
-                failure_persistence: None,
-                ..Config::default()
-            });
-            let found = runner.run(&stories(), |story| {
-                play(&story, Some(mutation)).map_err(TestCaseError::fail)
-            });
-            assert!(found.is_err(), "{mutation:?} goes unnoticed");
-        }
+        mutations::are_found(&Mutation::ALL, || stories().boxed(), play);
     }
 }

@@ -172,12 +172,10 @@ impl UnderWay {
 mod tests {
     use std::num::NonZeroU64;
 
-    use proptest::{
-        prelude::*,
-        test_runner::{Config, TestRunner},
-    };
+    use proptest::{prelude::*, test_runner::Config};
 
     use super::*;
+    use crate::mutations;
 
     const PROCESSORS: usize = 3;
 
@@ -468,18 +466,7 @@ mod tests {
 
     #[test]
     fn work_under_way_that_is_counted_wrongly_is_found() {
-        for mutation in Mutation::ALL {
-            let mut runner = TestRunner::new(Config {
-                cases: 2_000,
-                max_shrink_iters: 0,
-                failure_persistence: None,
-                ..Config::default()
-            });
-            let found = runner.run(&stories(), |story| {
-                play(&story, Some(mutation)).map_err(TestCaseError::fail)
-            });
-            assert!(found.is_err(), "{mutation:?} goes unnoticed");
-        }
+        mutations::are_found(&Mutation::ALL, || stories().boxed(), play);
     }
 
     /// `held` of `all` parts of a limit.
