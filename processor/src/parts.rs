@@ -53,12 +53,14 @@ impl Holdings {
     }
 
     /// The part of `tenant`, whose work has so many `partitions` of each priority up to `priority_max`: each stands for one.
-    /// What is left of more urgent jobs stands for none.
+    /// What is left of more urgent jobs stands for none. But where a processor holds nothing else of the tenant, it has one
+    /// all the same: with none, what it owes would never be paid.
     pub(crate) fn part(&self, tenant: &Tenant, partitions: NonZeroU32, priority_max: Priority) -> Part {
         let held = self.0.get(tenant).copied().unwrap_or_default();
+        let of_tenant: u32 = held[..=priority_max as usize].iter().sum();
         let priorities = NonZeroU64::MIN.saturating_add(priority_max as u64);
         Part {
-            held: held[..=priority_max as usize].iter().sum(),
+            held: of_tenant.max(self.has(tenant).into()),
             all: NonZeroU64::from(partitions).saturating_mul(priorities),
         }
     }
@@ -71,7 +73,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_partition_of_any_priority_that_the_tenant_has_stands_for_an_equal_part() {
+    fn a_partition_of_any_priority_that_the_tenant_has_stands_for_an_equal_part_and_a_processor_for_one_at_least()
+     {
         let (mut holdings, acme) = (Holdings::default(), Tenant::new("acme").unwrap());
         let two = NonZeroU32::new(2).unwrap();
         let of_100 = |holdings: &Holdings, priority_max| holdings.part(&acme, two, priority_max).of(100);
@@ -84,8 +87,11 @@ mod tests {
             50,
             "the tenant has no normal jobs any more"
         );
+        holdings.gain(&acme, Normal);
         holdings.lose(&acme, Low);
-        assert_eq!(of_100(&holdings, Low), 0);
+        assert_eq!(of_100(&holdings, Low), 50, "only what is left of normal jobs");
+        assert_eq!(of_100(&Holdings::default(), Low), 0);
+        holdings.lose(&acme, Normal);
         assert!(holdings.has(&acme));
         holdings.lose(&acme, Normal);
         assert!(!holdings.has(&acme) && holdings.tenants().next().is_none());

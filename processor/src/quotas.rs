@@ -16,7 +16,8 @@ pub(crate) struct Quota {
     pub(crate) concurrent_work_units_max: Option<NonZeroU32>,
     /// The partitions of the tenant's work of each priority. Each stands for an equal part of both.
     pub(crate) partitions: NonZeroU32,
-    /// The most urgent priority that the tenant has. What is left of more urgent jobs has no part of its own.
+    /// The most urgent priority that the tenant has. What is left of more urgent jobs has no part of its own where the
+    /// processor has any other.
     pub(crate) priority_max: Priority,
 }
 

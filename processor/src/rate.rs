@@ -71,7 +71,14 @@ impl Bucket {
             .of(NANO_UNITS * i128::from(self.rate.burst_work_units().get()))
     }
 
-    /// When something may run.
+    /// When something may run, as far as that can be told now.
+    fn ripe_as_of(&mut self, now: Instant) -> Instant {
+        self.change(now, |_| {});
+        self.ripe_at()
+    }
+
+    /// When something may run, as far as could be told when it was brought up to date: what is farther away than a day is
+    /// looked at again after one.
     fn ripe_at(&self) -> Instant {
         if self.level > 0 {
             return self.as_of;
@@ -138,7 +145,7 @@ impl Rates {
         let Some(bucket) = self.buckets.get_mut(tenant) else {
             return false;
         };
-        let until = bucket.ripe_at();
+        let until = bucket.ripe_as_of(now);
         if bucket.wait.is_none() && until > now {
             bucket.wait = Some(Wait { since: now, until });
             self.waiting.insert((until, tenant.clone()));
@@ -166,9 +173,16 @@ impl Rates {
             let Some(bucket) = self.buckets.get_mut(&tenant) else {
                 return Some((tenant, Duration::ZERO));
             };
-            let waited = bucket.wait.take().map(|wait| now.duration_since(wait.since));
-            if !self.hold_back(&tenant, now) {
-                return Some((tenant, waited.unwrap_or_default()));
+            let until = bucket.ripe_as_of(now);
+            match &mut bucket.wait {
+                Some(wait) if until > now => {
+                    wait.until = until;
+                    self.waiting.insert((until, tenant));
+                }
+                wait => {
+                    let waited = wait.take().map(|wait| now.duration_since(wait.since));
+                    return Some((tenant, waited.unwrap_or_default()));
+                }
             }
         }
         None
@@ -221,15 +235,18 @@ mod tests {
         NeverSettle,
         /// What was saved up has no end.
         IgnoreBurst,
+        /// What is left of jobs above the priority that the tenant may have has no rate.
+        IgnoreLeft,
     }
 
     impl Mutation {
-        const ALL: [Self; 5] = [
+        const ALL: [Self; 6] = [
             Self::IgnoreShare,
             Self::KeepShare,
             Self::BeginFull,
             Self::NeverSettle,
             Self::IgnoreBurst,
+            Self::IgnoreLeft,
         ];
     }
 
@@ -255,6 +272,8 @@ mod tests {
         per_s: u32,
         burst: u32,
         partitions: usize,
+        /// So many processors, the first ones, hold a partition of jobs above the priority that the tenant may have.
+        with_left: usize,
         /// How many times too high the estimates are, beside how each record's is off.
         factor: u64,
         events: Vec<Event>,
@@ -272,11 +291,13 @@ mod tests {
         ];
         let events = prop::collection::vec(event, 20..200);
         let factor = prop_oneof![4 => Just(1_u64), 1 => Just(0), 1 => 2_u64..4];
-        let settings = (1_u32..400, 1_u32..5_000, 1_usize..6, factor);
-        (settings, events).prop_map(|((per_s, burst, partitions, factor), events)| Story {
+        let with_left = prop_oneof![2 => Just(0), 1 => 1..=PROCESSORS];
+        let settings = (1_u32..400, 1_u32..5_000, 1_usize..6, with_left, factor);
+        (settings, events).prop_map(|((per_s, burst, partitions, with_left, factor), events)| Story {
             per_s,
             burst,
             partitions,
+            with_left,
             factor,
             events,
         })
@@ -316,6 +337,11 @@ mod tests {
             .collect();
         let limit = |processor: usize, owners: &[usize]| {
             let held = owners.iter().filter(|owner| **owner == processor).count() as u32;
+            let has_left = processor < story.with_left;
+            if mutation == Some(Mutation::IgnoreLeft) && held == 0 && has_left {
+                return None;
+            }
+            let held = held.max(has_left.into());
             Some((rate, Part { held, all }))
         };
         let begin = |processor: usize, owners: &[usize], now| {
@@ -336,7 +362,8 @@ mod tests {
                     let of = &mut seen[*processor];
                     for (work, tenths) in records {
                         while rates.release(now).is_some() {}
-                        if !owners.contains(processor) || rates.hold_back(&acme, now) {
+                        let holds = owners.contains(processor) || *processor < story.with_left;
+                        if !holds || rates.hold_back(&acme, now) {
                             break;
                         }
                         let estimate = work * story.factor * tenths / 10;
@@ -392,10 +419,12 @@ mod tests {
             let mut work = 0;
             for (until, of_record, after) in &ran[begin..] {
                 work += of_record;
-                let by_time =
-                    until.duration_since(*from).as_nanos() as i128 * i128::from(story.per_s) / NANO_UNITS;
+                let elapsed_ns = until.duration_since(*from).as_nanos() as i128;
+                let by_time = elapsed_ns * i128::from(story.per_s) / NANO_UNITS;
+                let with_part = by_time + 1 + i128::from(story.burst);
+                let of_left = with_part * story.with_left as i128 / story.partitions as i128 + 1;
                 let times = PROCESSORS as i128 + after - before;
-                let bound = by_time + 1 + i128::from(story.burst) + times * (record_max + unsettled);
+                let bound = with_part + of_left + times * (record_max + unsettled);
                 if work > bound {
                     let span = until.duration_since(*from);
                     return Err(format!("{work} ran within {span:?}, more than {bound}"));
@@ -446,6 +475,29 @@ mod tests {
         assert_eq!((released, waited), (acme.clone(), due - full));
         assert!(!rates.hold_back(&acme, due));
         assert_eq!(rates.next_release(), None);
+    }
+
+    #[test]
+    fn a_lane_that_owes_days_of_its_rate_waits_for_all_of_them() {
+        const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+        let (mut rates, began, acme) = (Rates::default(), Instant::now(), tenant());
+        rates.limit(&acme, limit(1, 1, 1, 1), began);
+        rates.charge(&acme, 5 * DAY.as_secs() / 2, began);
+        assert!(rates.hold_back(&acme, began));
+        for day in 1..3 {
+            let looked = began + day * DAY;
+            assert_eq!(rates.next_release(), Some(looked));
+            assert_eq!(rates.release(looked), None, "after {day} days");
+        }
+        let paid = began + 5 * DAY / 2 + Duration::from_nanos(1);
+        assert_eq!(rates.next_release(), Some(paid));
+        assert_eq!(rates.release(paid), Some((acme.clone(), paid - began)));
+        rates.charge(&acme, 2 * DAY.as_secs(), paid);
+        let looked = paid + DAY + DAY / 2;
+        assert!(
+            rates.hold_back(&acme, looked),
+            "also where its first record since then comes after more than a day"
+        );
     }
 
     #[test]
