@@ -121,7 +121,11 @@ impl Books {
         }
         let mut ledger = Ledger::default();
         for (tenant, account) in &self.accounts {
-            ledger.add(tenant.clone(), Some(account.spending), account.waiting_records);
+            ledger.add(
+                tenant.clone(),
+                Some(account.spending.clone()),
+                account.waiting_records,
+            );
         }
         let ledger = Arc::new(ledger);
         // Nothing was admitted between them, so that a third would change nothing.
