@@ -6,6 +6,7 @@
 //! after a while without jobs.
 
 use std::{
+    cmp::Reverse,
     collections::BTreeMap,
     num::{NonZeroU32, NonZeroUsize},
     ops::Range,
@@ -50,18 +51,30 @@ pub struct Recorded {
 }
 
 impl Recorded {
+    fn began_at_ns(&self) -> u64 {
+        self.submitted_at_ns + self.queue_time_ns
+    }
+
     fn ended_at_ns(&self) -> u64 {
-        self.submitted_at_ns + self.queue_time_ns + self.device_time_ns
+        self.began_at_ns() + self.device_time_ns
     }
 }
+
+/// One wait of so many is not believed, the longest ones: when a job was submitted is what its producer says, and one that
+/// says a time long ago would have kept the device busy since.
+const WAITS_PER_DOUBT: usize = 100;
 
 /// How fast the device was: the seconds of it that it gave a second, while there was anything to do. With several cores it
 /// is more than one. None where nothing ran.
 pub fn speed(jobs: &[Recorded]) -> Option<f64> {
-    let mut spans: Vec<(u64, u64)> = jobs
+    let mut by_wait: Vec<&Recorded> = jobs.iter().collect();
+    by_wait.sort_unstable_by_key(|job| Reverse(job.queue_time_ns));
+    let (doubted, believed) = by_wait.split_at(jobs.len().div_ceil(WAITS_PER_DOUBT));
+    let doubted = doubted.iter().map(|job| (job.began_at_ns(), job.ended_at_ns()));
+    let believed = believed
         .iter()
-        .map(|job| (job.submitted_at_ns, job.ended_at_ns()))
-        .collect();
+        .map(|job| (job.submitted_at_ns, job.ended_at_ns()));
+    let mut spans: Vec<(u64, u64)> = doubted.chain(believed).collect();
     spans.sort_unstable();
     let (mut busy_ns, mut reached) = (0, 0);
     for (begin, end) in spans {
@@ -415,6 +428,18 @@ mod tests {
         ];
         assert_eq!(speed(&jobs), Some(40.0 / 30.0));
         assert_eq!(speed(&[]), None);
+    }
+
+    #[test]
+    fn a_job_that_claims_to_have_waited_for_decades_does_not_make_the_device_slow() {
+        let claims = Recorded {
+            submitted_at_ns: 0,
+            queue_time_ns: BEGAN_NS,
+            ..job("a", 0)
+        };
+        let others = (1..100).map(|number| job("b", 1_000 * number));
+        let jobs: Vec<Recorded> = others.chain([claims]).collect();
+        assert_eq!(speed(&jobs), Some(1.0));
     }
 
     #[test]
