@@ -315,3 +315,47 @@ fn with_source(error: &dyn std::error::Error) -> String {
         None => error.to_string(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use schemas::{JobId, Origin, TopicId, TopicName};
+
+    use super::*;
+
+    const NOW_MS: i64 = 1_790_000_000_000;
+
+    fn refusal(deadline_ms: i64) -> Option<ReasonCode> {
+        let job = AdmittedJob {
+            origin: Origin {
+                topic: TopicName::new("jobs").unwrap(),
+                topic_id: TopicId::from_bytes([1; 16]),
+                partition: 0,
+                offset: 0,
+            },
+            tenant: Tenant::new("acme").unwrap(),
+            job_id: JobId::new("job").unwrap(),
+            model: ModelName::new("unknown").unwrap(),
+            input: "Where is my parcel?".to_owned(),
+            text_pair: None,
+            priority: None,
+            submitted_at_ms: NOW_MS,
+            deadline_ms: Some(deadline_ms),
+            labels: BTreeMap::new(),
+            trace_id: None,
+        };
+        let tokens = tokens_of(&job, &BTreeMap::new(), &Suspects::default(), NOW_MS);
+        tokens.err().map(|reason| reason.code)
+    }
+
+    #[test]
+    fn a_deadline_may_be_any_number_and_has_passed_from_its_millisecond_on() {
+        for deadline_ms in [i64::MIN, i64::MIN + 1, -1, NOW_MS] {
+            let refused = refusal(deadline_ms);
+            assert_eq!(refused, Some(ReasonCode::DeadlinePassed), "{deadline_ms}");
+        }
+        for deadline_ms in [NOW_MS + 1, i64::MAX] {
+            let refused = refusal(deadline_ms);
+            assert_eq!(refused, Some(ReasonCode::UnknownModel), "{deadline_ms}");
+        }
+    }
+}
