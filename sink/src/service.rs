@@ -1,6 +1,6 @@
 //! The loop: gather records by partition, write ranges, commit.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, ops::Bound, sync::Arc, time::Duration};
 
 use schemas::TopicNames;
 use serde::{Deserialize, Serialize};
@@ -118,6 +118,7 @@ impl Service {
             sealer,
             reader,
             partitions: BTreeMap::new(),
+            last_served: None,
             tasks: JoinSet::new(),
             encoding: 0,
             sealing: 0,
@@ -139,6 +140,8 @@ struct Run<'a> {
     sealer: Arc<Sealer>,
     reader: Box<dyn Reader>,
     partitions: BTreeMap<Partition, PartitionState>,
+    /// The partition whose range was worked on last.
+    last_served: Option<Partition>,
     tasks: JoinSet<Result<Finished, Error>>,
     encoding: usize,
     sealing: usize,
@@ -258,9 +261,11 @@ impl Run<'_> {
         }
     }
 
-    /// What to begin next. Where memory is short, ranges are written before they are whole, the largest first.
+    /// What to begin next: partitions take turns. Where memory is short, ranges are written before they are whole, the largest
+    /// first.
     fn next_work(&self, now: Instant) -> Option<(Partition, Work)> {
         let most = self.service.config.memory_bytes_max;
+            self.last_served = Some(partition);
         let largest = match self.short && self.bytes() - self.sealing_bytes > most / 2 {
             true => self
                 .partitions
@@ -269,7 +274,7 @@ impl Run<'_> {
                 .max()?,
             false => 0,
         };
-        self.partitions.iter().find_map(|(partition, state)| {
+        in_turn(&self.partitions, self.last_served.as_ref()).find_map(|(partition, state)| {
             let forced = self.draining || largest > 0 && state.forceable_bytes() == largest;
             let work = state.due_work(self.limits, now, forced)?;
             let has_room = match work {
@@ -429,5 +434,38 @@ async fn wait_until(due: Option<Instant>) {
     match due {
         Some(due) => tokio::time::sleep_until(due).await,
         None => std::future::pending().await,
+    }
+}
+/// The entries of `map`, those behind `last` first.
+fn in_turn<'a, K: Ord, V>(
+    map: &'a BTreeMap<K, V>,
+    last: Option<&'a K>,
+) -> impl Iterator<Item = (&'a K, &'a V)> {
+    let behind = last.map_or(Bound::Unbounded, Bound::Excluded);
+    let others = last.map(|last| map.range(..=last));
+    map.range((behind, Bound::Unbounded))
+        .chain(others.into_iter().flatten())
+}
+
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn partitions_that_always_have_work_are_served_in_turn_whatever_they_are_called() {
+        let mut partitions = BTreeMap::from([("a", 0), ("b", 0), ("c", 0)]);
+        let (mut served, mut last) = (Vec::new(), None);
+        for round in 0..8 {
+            if round == 4 {
+                partitions.remove("b");
+            }
+            let (next, _) = in_turn(&partitions, last.as_ref()).next().unwrap();
+            served.push(*next);
+            last = Some(*next);
+        }
+        assert_eq!(served, ["a", "b", "c", "a", "c", "a", "c", "a"]);
+        assert_eq!(in_turn(&partitions, Some(&"a")).count(), 2, "each once");
+        assert_eq!(in_turn(&BTreeMap::<i32, ()>::new(), Some(&1)).next(), None);
     }
 }
