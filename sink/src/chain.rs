@@ -15,6 +15,8 @@ use crate::{
 /// Where a partition goes on.
 #[derive(Debug)]
 pub(crate) struct Position {
+    /// The group's progress may be here: what stands before it is whole, though it was not committed.
+    pub(crate) whole_until: Option<i64>,
     /// Ranges to be done again, in order: their intents stand, and their data may not.
     pub(crate) redo: VecDeque<RangeIntent>,
     /// Where the next range begins after those.
@@ -24,7 +26,9 @@ pub(crate) struct Position {
 }
 
 /// Finds where to go on with a partition whose first record to be read is at `first_offset`. The lake is the truth: a
-/// range that the log is at or before is done again from its intent, and a new one begins where the last one ends.
+/// range that the log is at or before is done again from its intent, and a new one begins where the last one ends. But one
+/// that the log is in the middle of is not done again where all its files are there: its first records may be read no more,
+/// since the group's position expired and the topic does not keep them.
 ///
 /// # Errors
 /// [`Error::Contradiction`] where the lake's ranges begin after `first_offset`: it is not the lake that this consumer
@@ -40,6 +44,7 @@ pub(crate) async fn find(store: &Store, source: &Source, first_offset: i64) -> R
         .collect();
     let (Some(first), Some(last)) = (starts.first(), starts.last()) else {
         return Ok(Position {
+            whole_until: None,
             redo: VecDeque::new(),
             start: first_offset,
             carried: match source.tenant {
@@ -57,7 +62,7 @@ pub(crate) async fn find(store: &Store, source: &Source, first_offset: i64) -> R
         });
     }
     let last = intent(store, topic_id, partition, *last).await?;
-    let mut redo = VecDeque::new();
+    let (mut whole_until, mut redo) = (None, VecDeque::new());
     if first_offset < last.end {
         let from = starts
             .iter()
@@ -68,11 +73,28 @@ pub(crate) async fn find(store: &Store, source: &Source, first_offset: i64) -> R
         }
         redo.push_back(last.clone());
     }
+    if let Some(first) = redo.front().filter(|range| range.start < first_offset)
+        && is_whole(store, first).await?
+    {
+        whole_until = Some(first.end);
+        redo.pop_front();
+    }
     Ok(Position {
+        whole_until,
         redo,
         start: last.end,
         carried: last.carried_after(),
     })
+}
+
+/// Whether all of `range` is in the lake: its files come last. Of one without any that is not known.
+async fn is_whole(store: &Store, range: &RangeIntent) -> Result<bool, Error> {
+    for file in &range.files {
+        if !store.has(&layout::path(&file.path)).await? {
+            return Ok(false);
+        }
+    }
+    Ok(!range.files.is_empty())
 }
 
 /// The intent of the range that begins at `start`.
@@ -95,4 +117,93 @@ pub(crate) async fn intent(
         return Err(contradiction("is of another range than its name says"));
     }
     Ok(intent)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use chrono::NaiveDate;
+    use object_store::memory::InMemory;
+    use schemas::{Tenant, TopicName};
+    use topics::{Partition, TopicRef};
+
+    use super::*;
+    use crate::range::{RangeFile, Table};
+
+    const TOPIC: TopicId = TopicId::from_bytes([1; 16]);
+
+    fn source() -> Source {
+        let topic = TopicRef {
+            name: TopicName::new("outcomes.acme").unwrap(),
+            id: TOPIC,
+        };
+        Source {
+            partition: Partition {
+                topic: topic.into(),
+                index: 0,
+            },
+            tenant: Some(Tenant::new("acme").unwrap()),
+        }
+    }
+
+    /// A lake with ranges that begin at 0, 10 and 20, and end at 30. Of the last one `files` of two are there.
+    async fn lake(files: usize) -> Store {
+        let store = Store::over(Arc::new(InMemory::new()), "the lake");
+        for start in [0, 10, 20] {
+            let date = NaiveDate::from_ymd_opt(2026, 11, 27).unwrap();
+            let tenant = source().tenant;
+            let file = |table| RangeFile {
+                path: layout::data(table, tenant.as_ref(), date, TOPIC, 0, start),
+                table,
+                date,
+                rows: 10,
+            };
+            let range = RangeIntent {
+                version: 1,
+                topic: source().partition.topic.name.clone(),
+                topic_id: TOPIC,
+                partition: 0,
+                tenant: tenant.clone(),
+                start,
+                end: start + 10,
+                files: vec![file(Table::Results), file(Table::Costs)],
+                duplicates: 0,
+                undecodable: 0,
+                marks_before: Marks::default(),
+                marks_after: Marks::default(),
+                heads: None,
+            };
+            let path = layout::intent(TOPIC, 0, start);
+            store.create(&path, range.encode()).await.unwrap();
+            let there = if start == 20 { files } else { 2 };
+            for file in &range.files[..there] {
+                store.create(&layout::path(&file.path), "rows").await.unwrap();
+            }
+        }
+        store
+    }
+
+    /// Up to where all is whole, which ranges are done again, and where the next begins.
+    async fn found(store: &Store, first_offset: i64) -> (Option<i64>, Vec<i64>, i64) {
+        let position = find(store, &source(), first_offset).await.unwrap();
+        let redo = position.redo.iter().map(|range| range.start).collect();
+        (position.whole_until, redo, position.start)
+    }
+
+    #[tokio::test]
+    async fn ranges_are_done_again_from_the_first_record_that_is_read() {
+        let store = lake(2).await;
+        assert_eq!(found(&store, 10).await, (None, vec![10, 20], 30));
+        assert_eq!(found(&store, 20).await, (None, vec![20], 30));
+        assert_eq!(found(&store, 31).await, (None, vec![], 30));
+    }
+
+    #[tokio::test]
+    async fn a_whole_range_whose_first_records_are_gone_from_the_log_is_not_done_again() {
+        let store = lake(2).await;
+        assert_eq!(found(&store, 13).await, (Some(20), vec![20], 30));
+        assert_eq!(found(&store, 25).await, (Some(30), vec![], 30));
+        assert_eq!(found(&lake(1).await, 25).await, (None, vec![20], 30));
+    }
 }

@@ -13,6 +13,7 @@
 //! offset is committed. Whoever takes the partition over finds the intent and does that range again: the same files with
 //! the same rows, since they are a function of the intent and the log. Of two sinks that both believe they own a
 //! partition, one creates the intent, and the other starts over and takes that intent for its own.
+//! A range whose files are all there is left as it is where the log may not have its first records any more.
 //!
 //! Records are encoded as they come and are not kept, so that a range takes memory for its files only. What is encoded
 //! does not depend on how many came at once.

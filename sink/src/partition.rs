@@ -80,7 +80,10 @@ pub(crate) struct Limits {
 }
 
 impl From<Position> for Place {
-    fn from(Position { redo, start, carried }: Position) -> Self {
+    fn from(position: Position) -> Self {
+        let Position {
+            redo, start, carried, ..
+        } = position;
         Self { redo, start, carried }
     }
 }

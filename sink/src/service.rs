@@ -163,7 +163,10 @@ struct Finished {
 type Joined = Result<Result<Finished, Error>, tokio::task::JoinError>;
 
 enum What {
-    Located(Place),
+    Located {
+        place: Place,
+        whole_until: Option<i64>,
+    },
     Encoded(OpenRange),
     Sealed {
         intent: RangeIntent,
@@ -248,7 +251,10 @@ impl Run<'_> {
             Ok(Finished {
                 partition,
                 assignment,
-                what: What::Located(position.into()),
+                what: What::Located {
+                    whole_until: position.whole_until,
+                    place: position.into(),
+                },
             })
         });
     }
@@ -258,6 +264,7 @@ impl Run<'_> {
         let now = Instant::now();
         while let Some((partition, work)) = self.next_work(now) {
             self.begin(&partition, work, now);
+            self.last_served = Some(partition);
         }
     }
 
@@ -265,7 +272,6 @@ impl Run<'_> {
     /// first.
     fn next_work(&self, now: Instant) -> Option<(Partition, Work)> {
         let most = self.service.config.memory_bytes_max;
-            self.last_served = Some(partition);
         let largest = match self.short && self.bytes() - self.sealing_bytes > most / 2 {
             true => self
                 .partitions
@@ -343,7 +349,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// The partition that got a range written, and where that range ends.
+    /// The partition that got a range written, or turned out to have one that was not committed, and where that range ends.
     fn take_in(&mut self, finished: Joined) -> Result<Option<(Partition, i64)>, Error> {
         let finished = finished.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
         let Finished {
@@ -352,7 +358,7 @@ impl Run<'_> {
             what,
         } = finished?;
         match &what {
-            What::Located(_) => {}
+            What::Located { .. } => {}
             What::Encoded(_) => self.encoding -= 1,
             What::Sealed {
                 held_bytes, began, ..
@@ -370,7 +376,10 @@ impl Run<'_> {
             return Ok(None);
         };
         match what {
-            What::Located(place) => state.place(place),
+            What::Located { place, whole_until } => {
+                state.place(place);
+                return Ok(whole_until.map(|end| (partition, end)));
+            }
             What::Encoded(range) => state.encoded(range),
             What::Sealed { intent, .. } => {
                 let end = intent.end;
@@ -430,12 +439,6 @@ fn source(names: &TopicNames, partition: &Partition) -> Result<Source, Error> {
     })
 }
 
-async fn wait_until(due: Option<Instant>) {
-    match due {
-        Some(due) => tokio::time::sleep_until(due).await,
-        None => std::future::pending().await,
-    }
-}
 /// The entries of `map`, those behind `last` first.
 fn in_turn<'a, K: Ord, V>(
     map: &'a BTreeMap<K, V>,
@@ -447,6 +450,12 @@ fn in_turn<'a, K: Ord, V>(
         .chain(others.into_iter().flatten())
 }
 
+async fn wait_until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due).await,
+        None => std::future::pending().await,
+    }
+}
 
 #[cfg(test)]
 mod tests {

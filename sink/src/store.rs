@@ -159,6 +159,18 @@ impl Store {
         }
     }
 
+    /// Whether an object is there.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] where the store does not answer.
+    pub(crate) async fn has(&self, path: &Path) -> Result<bool, Error> {
+        match self.inner.head(path).await {
+            Ok(_) => Ok(true),
+            Err(StoreError::NotFound { .. }) => Ok(false),
+            Err(error) => Err(self.failed(&format!("look for `{path}`"), error)),
+        }
+    }
+
     /// The paths under `folder`, sorted.
     ///
     /// # Errors
