@@ -133,11 +133,17 @@ impl TopicNames {
 
     /// What the name of every work topic of `pool` and `priority` begins with; the tenant is all that follows.
     pub fn work_prefix(&self, pool: &Pool, priority: Priority) -> String {
+        let of_pool = format!("{}{pool}.", self.all_work_prefix());
         match priority {
-            Priority::Low => format!("{}work.{pool}.low.", self.prefix),
-            Priority::Normal => format!("{}work.{pool}.", self.prefix),
-            Priority::High => format!("{}work.{pool}.high.", self.prefix),
+            Priority::Low => format!("{of_pool}low."),
+            Priority::Normal => of_pool,
+            Priority::High => format!("{of_pool}high."),
         }
+    }
+
+    /// What the name of every work topic begins with.
+    pub fn all_work_prefix(&self) -> String {
+        format!("{}work.", self.prefix)
     }
 
     /// Outcomes of `tenant`.

@@ -48,7 +48,18 @@ pub(super) fn commands(config: &Config, tenants: &Tenants, principals: &Principa
     lines.push(service(&of_jobs, format!("--topic {}", names.jobs())));
     lines.push(service(&of_jobs, prefixed("topic", &names.doors_prefix())));
     lines.push("# Their own topics, groups and transactions.".to_owned());
-    lines.push(service(&of_jobs, prefixed("topic", &config.topics.prefix)));
+    let own = match config.topics.prefix.as_str() {
+        // Kafka has no pattern for names that begin with nothing but one for all of them.
+        "" => vec![
+            prefixed("topic", &names.all_work_prefix()),
+            prefixed("topic", &names.outcomes_prefix()),
+            format!("--topic {}", names.dead_letters()),
+            format!("--topic {}", names.audit()),
+            format!("--topic {}", names.policies()),
+        ],
+        prefix => vec![prefixed("topic", prefix)],
+    };
+    lines.extend(own.into_iter().map(|topics| service(&of_jobs, topics)));
     let groups = [
         config.ingest.group.as_str(),
         &config.processor.group,
@@ -81,29 +92,55 @@ mod tests {
     use super::*;
     use crate::config::{Example, Sources};
 
-    #[test]
-    fn a_tenant_may_write_to_its_own_topic_and_the_services_to_what_has_their_prefix() {
-        let config = Config::load(&Sources::default(), Example::Never).unwrap();
+    const ADD: &str = "kafka-acls --bootstrap-server 127.0.0.1:9092 --add --allow-principal";
+
+    fn commands_under(prefix: &str) -> Vec<String> {
+        let mut config = Config::load(&Sources::default(), Example::Never).unwrap();
+        config.topics.prefix = prefix.to_owned();
         let tenants = Tenants::from([(Tenant::new("acme").unwrap(), TenantPolicy::default())]);
         let principals = Principals {
             service: "User:tributary",
             tenant: "User:{tenant}-producer",
         };
-        let lines = commands(&config, &tenants, &principals);
-        let add = "kafka-acls --bootstrap-server 127.0.0.1:9092 --add --allow-principal";
+        commands(&config, &tenants, &principals)
+    }
+
+    fn assert_services_may(lines: &[String], what: &str) {
+        let found = lines
+            .iter()
+            .any(|line| line.starts_with(&format!("{ADD} 'User:tributary'")) && line.ends_with(what));
+        assert!(found, "{what}: {lines:#?}");
+    }
+
+    #[test]
+    fn a_tenant_may_write_to_its_own_topic_and_the_services_to_what_has_their_prefix() {
+        let lines = commands_under("tributary.");
         let of_acme: Vec<&String> = lines.iter().filter(|line| line.contains("acme")).collect();
         let expected =
-            format!("{add} 'User:acme-producer' --operation Write --operation Describe --topic jobs.acme");
+            format!("{ADD} 'User:acme-producer' --operation Write --operation Describe --topic jobs.acme");
         assert_eq!(of_acme, [&expected]);
-        for resource in [
+        for what in [
             "--operation AlterConfigs --topic tributary. --resource-pattern-type prefixed",
             "--operation Describe --group tributary-processor --resource-pattern-type prefixed",
             "--operation Write --operation Describe --transactional-id tributary-ingest --resource-pattern-type prefixed",
         ] {
-            let found = lines
-                .iter()
-                .any(|line| line.starts_with(&format!("{add} 'User:tributary'")) && line.ends_with(resource));
-            assert!(found, "{resource}: {lines:#?}");
+            assert_services_may(&lines, what);
         }
+    }
+
+    #[test]
+    fn services_whose_topics_have_no_prefix_may_write_to_these_and_to_no_others() {
+        let lines = commands_under("");
+        for topics in [
+            "work. --resource-pattern-type prefixed",
+            "outcomes. --resource-pattern-type prefixed",
+            "dead-letters",
+            "audit",
+            "policies",
+        ] {
+            assert_services_may(&lines, &format!("--operation AlterConfigs --topic {topics}"));
+        }
+        let anything = |line: &&String| line.contains("--topic  ") || line.contains("--topic *");
+        assert_eq!(lines.iter().find(anything), None);
     }
 }
