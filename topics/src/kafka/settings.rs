@@ -77,6 +77,10 @@ const REFUSED: [(&str, &str); 15] = [
     ("transactional.id", "it is made of the group and `instance`"),
 ];
 
+/// Two names of one property, which [`Delivery::Idempotent`] refuses too: a record that was given up is not what
+/// `enable.gapless.guarantee` covers, and others may be appended in its place before the stage notices.
+const GIVES_UP: [&str; 2] = ["message.timeout.ms", "delivery.timeout.ms"];
+
 /// For every consumer, unless the user says otherwise.
 const CONSUMER: [(&str, &str); 12] = [
     ("partition.assignment.strategy", "cooperative-sticky"),
@@ -133,6 +137,11 @@ impl Settings {
             if self.properties.contains_key(name) {
                 return Err(invalid(name, format!("cannot be set: {why}; remove it")));
             }
+        }
+        let gives_up = GIVES_UP.iter().find(|name| self.properties.contains_key(**name));
+        if let Some(name) = gives_up.filter(|_| self.delivery == Delivery::Idempotent) {
+            let detail = "cannot be set with processor.delivery = \"idempotent\": nothing may be appended in the place of a record that was given up; remove it";
+            return Err(invalid(name, detail.to_owned()));
         }
         if self.bootstrap_servers().is_empty() {
             let detail = "is missing: give the addresses of some brokers, such as `kafka:9092`".to_owned();
@@ -275,6 +284,23 @@ mod tests {
             );
         }
         settings(&[("security.protocol", "SASL_SSL")]).check().unwrap();
+    }
+
+    #[test]
+    fn without_transactions_a_record_is_not_given_up_when_the_user_says_so() {
+        for name in GIVES_UP {
+            let transactional = settings(&[(name, "1000")]);
+            transactional.check().unwrap();
+            let idempotent = Settings {
+                delivery: Delivery::Idempotent,
+                ..transactional
+            };
+            let error = idempotent.check().unwrap_err().to_string();
+            assert!(
+                error.starts_with(&format!("Kafka property `{name}`: cannot be set")),
+                "{error}"
+            );
+        }
     }
 
     #[test]
