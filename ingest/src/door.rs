@@ -109,6 +109,11 @@ pub fn count_refused(code: ReasonCode) {
     metrics::counter!(metric_names::HTTP_REFUSED, "reason_code" => code.as_str()).increment(1);
 }
 
+/// Counts a request that was put off.
+pub fn count_put_off() {
+    metrics::counter!(metric_names::HTTP_PUT_OFF).increment(1);
+}
+
 impl HttpDoor {
     /// A door to `topic`.
     pub fn new(appender: Box<dyn Appender>, topic: TopicName) -> Self {

@@ -12,6 +12,8 @@ pub const DEAD_LETTERS: &str = "tributary_ingest_dead_letters_total";
 pub const COMMIT_SECONDS: &str = "tributary_ingest_commit_seconds";
 /// HTTP requests that were refused as a whole for want of a good token or of permission, by `reason_code`.
 pub const HTTP_REFUSED: &str = "tributary_ingest_http_refused_total";
+/// HTTP requests that were put off, since those under way left no room for their jobs.
+pub const HTTP_PUT_OFF: &str = "tributary_ingest_http_put_off_total";
 /// Lines that came through the HTTP door, by `answer` (accepted, refused, unknown).
 pub const HTTP_LINES: &str = "tributary_ingest_http_lines_total";
 /// What a tenant that has a budget has spent, in the currency of the configuration, by `tenant` and `period` (day, month).

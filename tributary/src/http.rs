@@ -5,15 +5,15 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use anyhow::Context;
 use axum::{
     Json, Router,
-    body::Body,
-    extract::{ConnectInfo, DefaultBodyLimit, State},
+    body::{Body, HttpBody},
+    extract::{ConnectInfo, DefaultBodyLimit, FromRequest, Request, State},
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
 use bytes::Bytes;
 use ingest::{
-    Answer, HttpDoor, asker_at_the_door, asker_of_request, count_refused,
+    Answer, HttpDoor, asker_at_the_door, asker_of_request, count_put_off, count_refused,
     identity::{Identity, Refusal},
 };
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -21,7 +21,7 @@ use schemas::{Action, Actor, Authority, Operation, Principal, ReasonCode, User};
 use serde_json::json;
 use tokio::{
     net::TcpListener,
-    sync::{SetOnce, watch},
+    sync::{OwnedSemaphorePermit, Semaphore, SetOnce, watch},
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -34,6 +34,12 @@ use crate::{
 
 /// How long a request waits for ingest to reach its topics.
 const DOOR_LIMIT: Duration = Duration::from_secs(5);
+/// So many bodies of the greatest length that one may have are held at once, or as many more as they are shorter.
+const LARGEST_BODIES: usize = 4;
+/// How long a body may take to come, or a client that falls silent would keep its room from the others.
+const BODY_LIMIT: Duration = Duration::from_secs(120);
+/// Whoever finds no room may try again after this long.
+const RETRY_AFTER_S: &str = "1";
 /// How long requests under way are waited for at the end: one whose client falls silent would hold up the process for ever.
 const LAST_REQUESTS_LIMIT: Duration = Duration::from_secs(10);
 
@@ -44,12 +50,46 @@ pub(crate) struct Served {
     pub(crate) metrics: PrometheusHandle,
     /// Where jobs come in; none in a process without ingest.
     pub(crate) door: Option<Door>,
+    /// Where the bodies of requests that bring them are held.
+    pub(crate) bodies: Bodies,
     /// Whether a token is demanded there, and whose are good.
     pub(crate) identity: watch::Receiver<Arc<Identity>>,
     /// Who may ask for what.
     pub(crate) authority: watch::Receiver<Arc<dyn Authority>>,
     /// Who is told of what is refused there.
     pub(crate) auditor: Auditor,
+}
+
+/// The memory for the bodies of requests under way. Clones share it.
+#[derive(Debug, Clone)]
+pub(crate) struct Bodies {
+    bytes_max: usize,
+    /// A permit is a KiB, so that a short body counts for what it takes beside its bytes.
+    room: Arc<Semaphore>,
+}
+
+impl Bodies {
+    /// For bodies of at most so many bytes each.
+    pub(crate) fn of_at_most(bytes_max: usize) -> Self {
+        Self {
+            bytes_max,
+            room: Arc::new(Semaphore::new(LARGEST_BODIES * Self::permits(bytes_max) as usize)),
+        }
+    }
+
+    fn permits(bytes: usize) -> u32 {
+        u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX)
+    }
+
+    /// Room for `body`, if there is any: for as many bytes as it says that it has, or else as it may have.
+    fn room_for(&self, body: &Body) -> Option<OwnedSemaphorePermit> {
+        let declared = body.size_hint().upper();
+        let declared = declared.and_then(|bytes| usize::try_from(bytes).ok());
+        let bytes = declared.map_or(self.bytes_max, |bytes| bytes.min(self.bytes_max));
+        Arc::clone(&self.room)
+            .try_acquire_many_owned(Self::permits(bytes))
+            .ok()
+    }
 }
 
 /// The door for jobs, which ingest opens once it reaches its topics.
@@ -69,16 +109,14 @@ pub(crate) async fn bind(section: &HttpSection) -> anyhow::Result<TcpListener> {
 pub(crate) async fn serve(
     listener: TcpListener,
     served: Served,
-    body_bytes_max: usize,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    serve_until(listener, served, body_bytes_max, shutdown, LAST_REQUESTS_LIMIT).await
+    serve_until(listener, served, shutdown, LAST_REQUESTS_LIMIT).await
 }
 
 async fn serve_until(
     listener: TcpListener,
     served: Served,
-    body_bytes_max: usize,
     shutdown: CancellationToken,
     last_requests_limit: Duration,
 ) -> anyhow::Result<()> {
@@ -86,7 +124,7 @@ async fn serve_until(
         .route("/health", get(health))
         .route("/metrics", get(metrics))
         .route("/v1/jobs", post(jobs))
-        .layer(DefaultBodyLimit::max(body_bytes_max))
+        .layer(DefaultBodyLimit::max(served.bodies.bytes_max))
         .with_state(served);
     let service = router.into_make_service_with_connect_info::<SocketAddr>();
     let ending = shutdown.clone();
@@ -137,18 +175,20 @@ async fn metrics(
 
 /// Takes jobs, a JSON object a line, and answers each line: 202 where all were accepted, 207 where some were, 400 where all
 /// were refused, 503 where none was accepted and of some nobody knows. All of a request is refused with 401 or 403 where a token is demanded and its own is not good, or the access
-/// policies do not let who brings it.
+/// policies do not let who brings it, and put off with 503 where there is no room for its body: before any of that is read.
 async fn jobs(
     State(served): State<Served>,
     ConnectInfo(address): ConnectInfo<SocketAddr>,
-    headers: HeaderMap,
-    body: Bytes,
+    request: Request,
 ) -> Response {
     let Some(door) = &served.door else {
         return (StatusCode::NOT_FOUND, "jobs are taken where ingest runs\n").into_response();
     };
-    let now_ms = chrono::Utc::now().timestamp_millis();
-    let asker = asker_at_the_door(authorization(&headers), &served.identity.borrow(), now_ms);
+    let asker = asker_at_the_door(
+        authorization(request.headers()),
+        &served.identity.borrow(),
+        now_ms(),
+    );
     let asker = match asker {
         Ok(asker) => asker,
         Err(refusal) => return served.refuse_unproven(Route::Jobs, address, &refusal),
@@ -160,7 +200,19 @@ async fn jobs(
         let waits = "ingest does not reach its topics yet, see /health: try again\n";
         return (StatusCode::SERVICE_UNAVAILABLE, waits).into_response();
     };
-    let answers = door.accept(&body, asker.bearer.as_ref(), now_ms).await;
+    let Some(_room) = served.bodies.room_for(request.body()) else {
+        count_put_off();
+        let full =
+            "the requests under way leave no room for this one: try again, or bring fewer jobs at once\n";
+        let headers = [(header::RETRY_AFTER, RETRY_AFTER_S)];
+        return (StatusCode::SERVICE_UNAVAILABLE, headers, full).into_response();
+    };
+    let body = match timeout(BODY_LIMIT, Bytes::from_request(request, &())).await {
+        Ok(Ok(body)) => body,
+        Ok(Err(rejection)) => return rejection.into_response(),
+        Err(_) => return (StatusCode::REQUEST_TIMEOUT, "the jobs do not come\n").into_response(),
+    };
+    let answers = door.accept(&body, asker.bearer.as_ref(), now_ms()).await;
     (
         status_of(&answers),
         [(header::CONTENT_TYPE, "application/x-ndjson")],
@@ -208,8 +260,7 @@ impl Route {
 impl Served {
     /// What whoever sends these `headers` is answered where he may not.
     fn refusal(&self, route: Route, address: SocketAddr, headers: &HeaderMap) -> Option<Response> {
-        let now_ms = chrono::Utc::now().timestamp_millis();
-        let asker = asker_of_request(authorization(headers), &self.identity.borrow(), now_ms);
+        let asker = asker_of_request(authorization(headers), &self.identity.borrow(), now_ms());
         match asker {
             Ok(principal) => self.refusal_of(route, address, &principal),
             Err(refusal) => Some(self.refuse_unproven(route, address, &refusal)),
@@ -287,6 +338,10 @@ impl Served {
     }
 }
 
+fn now_ms() -> i64 {
+    chrono::Utc::now().timestamp_millis()
+}
+
 fn authorization(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
     headers
         .get_all(header::AUTHORIZATION)
@@ -310,36 +365,108 @@ mod tests {
         net::TcpStream,
     };
 
+    use ingest::identity::{Config, Keys, Required};
     use metrics_exporter_prometheus::PrometheusBuilder;
+    use schemas::TopicName;
+    use topics::{TopicSpec, Topics as _, local::LocalTopics};
 
     use super::*;
     use crate::{access, identity};
 
-    #[tokio::test(flavor = "multi_thread")]
-    async fn a_client_that_falls_silent_does_not_hold_up_the_end() {
+    const BODY_BYTES_MAX: usize = 1 << 20;
+
+    /// Serves a door to topics in memory, where a token is demanded or not. Answers where, what ends it, and the end.
+    async fn serving(
+        demands_token: bool,
+    ) -> (
+        SocketAddr,
+        CancellationToken,
+        tokio::task::JoinHandle<anyhow::Result<()>>,
+    ) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
+        let (topics, jobs) = (LocalTopics::in_memory(), TopicName::new("jobs").unwrap());
+        topics.ensure(&[TopicSpec::new(jobs.clone(), 1)]).await.unwrap();
+        let opened = HttpDoor::new(topics.appender().await.unwrap(), jobs);
+        let identity = match demands_token {
+            true => watch::channel(Arc::new(identity_that_demands())).1,
+            false => identity::nobody().in_force(),
+        };
         let served = Served {
             health: Health::default(),
             metrics: PrometheusBuilder::new().build_recorder().handle(),
-            door: None,
-            identity: identity::nobody().in_force(),
+            door: Some(Arc::new(SetOnce::new_with(Some(opened)))),
+            bodies: Bodies::of_at_most(BODY_BYTES_MAX),
+            identity,
             authority: access::built_in().in_force(),
             auditor: Auditor::default(),
         };
         let shutdown = CancellationToken::new();
         let limit = Duration::from_millis(10);
-        let serving = tokio::spawn(serve_until(listener, served, 1_000, shutdown.clone(), limit));
+        let serving = tokio::spawn(serve_until(listener, served, shutdown.clone(), limit));
+        (address, shutdown, serving)
+    }
+
+    fn identity_that_demands() -> Identity {
+        let key = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEAFtMXL23lvc49+fFfFyEYx/g03IgJpbf7uCp5wa/J8y4=\n-----END PUBLIC KEY-----\n";
+        let config = Config {
+            required: Required::Shared,
+            keys: None,
+            issuer: None,
+            audience: None,
+            tenant_claim: "tenant".to_owned(),
+            roles_claim: None,
+            leeway_s: 0,
+        };
+        Identity::new(&config, Keys::read(key).unwrap())
+    }
+
+    /// A client that says how long its jobs are, and waits to be told to send them. Answers what it is told.
+    fn announce(address: SocketAddr, bytes: usize) -> (TcpStream, String) {
         let mut client = TcpStream::connect(address).unwrap();
-        let head =
-            "POST /v1/jobs HTTP/1.1\r\nhost: here\r\nexpect: 100-continue\r\ncontent-length: 9\r\n\r\n";
+        let head = format!(
+            "POST /v1/jobs HTTP/1.1\r\nhost: here\r\nexpect: 100-continue\r\ncontent-length: {bytes}\r\n\r\n"
+        );
         client.write_all(head.as_bytes()).unwrap();
-        let mut go_on = [0; 12];
-        client.read_exact(&mut go_on).unwrap();
-        assert_eq!(&go_on, b"HTTP/1.1 100", "the body is waited for");
+        let mut told = [0; 12];
+        client.read_exact(&mut told).unwrap();
+        (client, String::from_utf8(told.to_vec()).unwrap())
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_client_that_falls_silent_does_not_hold_up_the_end() {
+        let (address, shutdown, serving) = serving(false).await;
+        let (_client, told) = announce(address, 9);
+        assert_eq!(told, "HTTP/1.1 100", "the body is waited for");
         shutdown.cancel();
         let ended = timeout(Duration::from_secs(30), serving).await;
         ended.expect("it ends").unwrap().unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn without_the_token_that_is_demanded_no_body_is_waited_for() {
+        let (address, ..) = serving(true).await;
+        assert_eq!(announce(address, 9).1, "HTTP/1.1 401");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn bodies_beyond_the_room_for_them_are_put_off_until_others_are_gone() {
+        let (address, ..) = serving(false).await;
+        let mut large: Vec<_> = (0..LARGEST_BODIES)
+            .map(|_| announce(address, BODY_BYTES_MAX))
+            .collect();
+        assert!(large.iter().all(|(_, told)| told == "HTTP/1.1 100"));
+        let (mut put_off, told) = announce(address, 9);
+        assert_eq!(told, "HTTP/1.1 503");
+        let mut rest = String::new();
+        put_off.read_to_string(&mut rest).unwrap();
+        assert!(rest.contains("\r\nretry-after: 1\r\n"), "{rest}");
+        let (mut client, _) = large.pop().unwrap();
+        client.write_all(&vec![b'\n'; BODY_BYTES_MAX]).unwrap();
+        let mut answered = [0; " Continue\r\n\r\nHTTP/1.1 400".len()];
+        client.read_exact(&mut answered).unwrap();
+        assert!(answered.ends_with(b" 400"), "there is no job in it");
+        assert_eq!(announce(address, 9).1, "HTTP/1.1 100", "there is room again");
     }
 
     #[test]

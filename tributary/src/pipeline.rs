@@ -65,15 +65,15 @@ pub(crate) async fn serve(config: Config, stages: &[Stage]) -> anyhow::Result<()
         health: health.clone(),
         metrics: metrics.clone(),
         door: door.clone(),
+        bodies: http::Bodies::of_at_most(config.http.body_bytes_max),
         identity: keys.in_force(),
         authority: authority.in_force(),
         auditor: auditor.clone(),
     };
-    let body_bytes_max = config.http.body_bytes_max;
     tracing::info!(%address, ?stages, lake = config.sink.url, "started");
 
     let mut running = JoinSet::new();
-    running.spawn(http::serve(listener, served, body_bytes_max, shutdown.clone()));
+    running.spawn(http::serve(listener, served, shutdown.clone()));
     running.spawn(keep_summing_up(
         SUM_UP,
         move || metrics.run_upkeep(),

@@ -96,6 +96,8 @@ fn post(url: &str, part: &Bytes, bearer: Option<&Bearer>) -> anyhow::Result<Vec<
         .build()
         .into();
     let mut request = agent.post(url).content_type("application/x-ndjson");
+    // Whoever refuses the request does not read the jobs, and to go on sending them would lose his answer.
+    request = request.header("expect", "100-continue");
     if let Some(bearer) = bearer {
         request = request.header("authorization", bearer.header_value());
     }

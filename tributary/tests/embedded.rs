@@ -493,17 +493,21 @@ fn where_a_token_is_demanded_only_its_tenant_is_served_and_nothing_repeats_it() 
         )
     };
 
-    let (sent, text) = submit(&jobs, &[]);
-    assert!(
-        !sent && text.contains("answers 401") && text.contains("token_missing"),
-        "{text}"
-    );
+    let many = folder.path().join("many.jsonl");
+    write_jobs(&many, 20_000);
+    for jobs in [&jobs, &many.display().to_string()] {
+        let (sent, text) = submit(jobs, &[]);
+        assert!(
+            !sent && text.contains("answers 401") && text.contains("token_missing"),
+            "{text}"
+        );
+    }
     let (sent, text) = submit(&jobs, &["--token", &expired]);
     assert!(
         !sent && text.contains("answers 401") && text.contains("token_expired"),
         "{text}"
     );
-    assert_eq!((refused("token_missing"), refused("token_expired")), (1, 1));
+    assert_eq!((refused("token_missing"), refused("token_expired")), (2, 1));
     assert_eq!(
         submit(&jobs, &["--token", &good]),
         (true, format!("{JOBS} jobs accepted, 0 lines refused\n"))
