@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     process::ExitCode,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use schemas::{
@@ -17,11 +18,14 @@ use crate::{
     cli::{AuditCommand, print},
     config::Config,
     followed_file::looks,
+    shutdown::or_given_up,
 };
 
 /// So many events are told one by one of a second. What is refused at the door costs its sender nothing, so the audit must
 /// not grow by it: the rest is counted.
 const EVENTS_TOLD_MAX: usize = 32;
+/// How long the last events are waited for at the end: the client of a log that is away gives up after minutes.
+const LAST_EVENTS_LIMIT: Duration = Duration::from_secs(10);
 /// What a set is called that was not taken.
 pub(crate) const REFUSED: &str = "refused";
 
@@ -100,13 +104,25 @@ impl Auditor {
         told.map(Told::into_events).unwrap_or_default()
     }
 
-    /// Appends what was told, each second, until `shutdown`. What cannot be appended is tried again: rather twice than not.
+    /// Appends what was told, each second, until `shutdown`. What cannot be appended is tried again: rather twice than not. But
+    /// the end of the process does not wait long for a log that is away.
     pub(crate) async fn run(
         self,
         topics: Arc<dyn Topics>,
         names: TopicNames,
         shutdown: CancellationToken,
     ) -> anyhow::Result<()> {
+        let appending = self.keep_appending(topics, names, &shutdown);
+        if or_given_up(appending, &shutdown, LAST_EVENTS_LIMIT)
+            .await
+            .is_none()
+        {
+            tracing::warn!("ended with events that could not be audited: nobody answered");
+        }
+        Ok(())
+    }
+
+    async fn keep_appending(&self, topics: Arc<dyn Topics>, names: TopicNames, shutdown: &CancellationToken) {
         let (mut looks, mut events, mut appender) = (looks(), Vec::new(), None);
         loop {
             let is_over = shutdown.run_until_cancelled(looks.tick()).await.is_none();
@@ -122,7 +138,7 @@ impl Auditor {
                 }
             }
             if is_over {
-                return Ok(());
+                return;
             }
         }
     }

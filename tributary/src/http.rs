@@ -22,7 +22,7 @@ use serde_json::json;
 use tokio::{
     net::TcpListener,
     sync::{OwnedSemaphorePermit, Semaphore, SetOnce, watch},
-    time::{sleep, timeout},
+    time::timeout,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -30,6 +30,7 @@ use crate::{
     audit::{Auditor, RefusedRequest},
     config::HttpSection,
     health::Health,
+    shutdown::or_given_up,
 };
 
 /// How long a request waits for ingest to reach its topics.
@@ -131,14 +132,9 @@ async fn serve_until(
     let serving = axum::serve(listener, service)
         .with_graceful_shutdown(async move { ending.cancelled().await })
         .into_future();
-    let too_long = async {
-        shutdown.cancelled().await;
-        sleep(last_requests_limit).await;
-    };
-    tokio::select! {
-        biased;
-        served = serving => Ok(served?),
-        () = too_long => {
+    match or_given_up(serving, &shutdown, last_requests_limit).await {
+        Some(served) => Ok(served?),
+        None => {
             tracing::warn!("ended without an answer to requests that do not come to their end");
             Ok(())
         }
