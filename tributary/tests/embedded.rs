@@ -370,6 +370,13 @@ fn get(up: &Up, path: &str, token: Option<&str>) -> String {
     text
 }
 
+/// Moves a file with this `text` over the one at `path`.
+fn replace(path: &Path, text: &str) {
+    let aside = path.with_extension("new");
+    std::fs::write(&aside, text).unwrap();
+    std::fs::rename(&aside, path).unwrap();
+}
+
 #[test]
 fn tenants_come_and_go_while_jobs_flow_and_a_broken_file_changes_nothing() {
     const ROUND_JOBS: usize = 200;
@@ -379,11 +386,7 @@ fn tenants_come_and_go_while_jobs_flow_and_a_broken_file_changes_nothing() {
         folder.path().join("jobs.jsonl"),
     );
     write_jobs(&jobs, ROUND_JOBS);
-    let put = |text: &str| {
-        let aside = folder.path().join("tenants.new");
-        std::fs::write(&aside, text).unwrap();
-        std::fs::rename(&aside, &tenants).unwrap();
-    };
+    let put = |text: &str| replace(&tenants, text);
     let (with_acme, without) = (
         "[tenants.acme]\nlabels = { desk = '7' }\n[tenants.globex]\n",
         "[tenants.globex]\n",
@@ -564,11 +567,7 @@ fn access_policies_change_while_jobs_flow_and_a_broken_file_changes_nothing() {
         folder.path().join("jobs.jsonl"),
     );
     write_jobs(&jobs, ROUND_JOBS);
-    let put = |text: &str| {
-        let aside = folder.path().join("policies.new");
-        std::fs::write(&aside, text).unwrap();
-        std::fs::rename(&aside, &policies).unwrap();
-    };
+    let put = |text: &str| replace(&policies, text);
     let built_in = stdout(&tributary(&["policy", "show"]));
     let without_acme = format!(
         "{built_in}@id(\"not-acme\") forbid (principal == Tenant::\"acme\", action == Action::\"submit\", resource);\n"
