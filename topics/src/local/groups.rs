@@ -79,49 +79,55 @@ impl Groups {
 
 impl Group {
     /// Gives every partition to one of the members that subscribe to it: to the one that has it where that leaves no
-    /// other member with two partitions fewer, otherwise to the one with the fewest.
+    /// other of them with two partitions fewer, otherwise to the one with the fewest.
     fn rebalance(&mut self, assignments_ever: &mut u64) {
         let mut held: BTreeMap<MemberId, usize> = self.members.keys().map(|member| (*member, 0)).collect();
         let mut owners = BTreeMap::new();
-        let fair_share = self.fair_share();
-        let mut unplaced = Vec::new();
         for partition in &self.partitions {
-            match self.owners.get(partition) {
-                Some((owner, assignment)) if held.get(owner).is_some_and(|count| *count < fair_share) => {
-                    *held.entry(*owner).or_default() += 1;
-                    owners.insert(partition.clone(), (*owner, *assignment));
-                }
-                _ => unplaced.push(partition),
+            if let Some(owner) = self.owners.get(partition)
+                && let Some(count) = held.get_mut(&owner.0)
+            {
+                *count += 1;
+                owners.insert(partition.clone(), *owner);
             }
         }
-        for partition in unplaced {
-            let willing = held
-                .iter()
-                .filter(|(member, _)| self.members[member].matches(&partition.topic.name));
-            let Some(member) = willing
-                .min_by_key(|(_, count)| **count)
-                .map(|(member, _)| *member)
-            else {
-                continue;
-            };
-            *held.entry(member).or_default() += 1;
+        let mut give = |partition: &Partition, to: MemberId| {
             *assignments_ever += 1;
-            owners.insert(partition.clone(), (member, Assignment(*assignments_ever)));
+            (partition.clone(), (to, Assignment(*assignments_ever)))
+        };
+        for partition in &self.partitions {
+            if let (None, Some((member, _))) = (owners.get(partition), self.least(&held, partition)) {
+                *held.entry(member).or_default() += 1;
+                owners.extend([give(partition, member)]);
+            }
+        }
+        let mut evened = false;
+        while !evened {
+            evened = true;
+            for partition in &self.partitions {
+                let Some((owner, _)) = owners.get(partition).copied() else {
+                    continue;
+                };
+                if let Some((member, fewest)) = self.least(&held, partition)
+                    && held[&owner] >= fewest + 2
+                {
+                    *held.entry(owner).or_default() -= 1;
+                    *held.entry(member).or_default() += 1;
+                    owners.extend([give(partition, member)]);
+                    evened = false;
+                }
+            }
         }
         self.owners = owners;
     }
 
-    fn fair_share(&self) -> usize {
-        let wanted = self
-            .partitions
+    /// Who has the fewest partitions of those that subscribe to `partition`, and how many.
+    fn least(&self, held: &BTreeMap<MemberId, usize>, partition: &Partition) -> Option<(MemberId, usize)> {
+        let subscribed = held
             .iter()
-            .filter(|partition| {
-                self.members
-                    .values()
-                    .any(|subscription| subscription.matches(&partition.topic.name))
-            })
-            .count();
-        wanted.div_ceil(self.members.len().max(1))
+            .filter(|(member, _)| self.members[member].matches(&partition.topic.name));
+        let least = subscribed.min_by_key(|(_, count)| **count);
+        least.map(|(member, count)| (*member, *count))
     }
 }
 
@@ -181,6 +187,18 @@ mod tests {
         let after = groups.assigned("g", second)[&partitions[0]];
         assert_ne!(before, after);
         assert!(groups.owns("g", second, &partitions[0], after));
+    }
+
+    #[test]
+    fn a_member_that_alone_subscribes_to_a_topic_keeps_it_however_much_it_has() {
+        let (mut groups, partitions) = (Groups::default(), partitions(6));
+        let first = groups.join("g", everything(), &partitions);
+        let before = groups.assigned("g", first);
+        let other = Subscription {
+            patterns: vec![TopicPattern::Exact(TopicName::new("other").unwrap())],
+        };
+        groups.join("g", other, &partitions);
+        assert_eq!(groups.assigned("g", first), before);
     }
 
     #[test]
