@@ -19,6 +19,7 @@ mod origin;
 mod outcome;
 mod policy;
 mod record;
+mod shards;
 pub mod tables;
 mod text;
 mod topic;
@@ -39,6 +40,7 @@ pub use outcome::{
 };
 pub use policy::{Abuse, Budget, ModelTerms, Policies, Rate, TenantPolicy, TenantSet, Tenants};
 pub use record::{DecodeError, Record};
+pub use shards::{Shard, Shards};
 pub use text::Text;
 pub use topic::{Door, TopicId, TopicName, TopicNames};
 pub use usage::{Spending, Spent};

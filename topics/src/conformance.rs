@@ -16,7 +16,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use schemas::TopicName;
+use schemas::{Shard, Shards, TopicName};
 
 use crate::{
     Append, Assignment, Chunk, Committer, Event, Header, Partition, Progress, Reader, Record, Retention,
@@ -51,6 +51,7 @@ macro_rules! conformance_tests {
             a_pattern_picks_up_a_topic_that_is_created_later
             pause_and_resume_lose_nothing
             members_of_a_group_share_its_partitions
+            members_of_one_group_read_the_topics_of_their_shards_and_follow_those_that_come_later
             a_step_of_a_lost_partition_is_left_out
             a_step_of_a_lost_partition_is_left_out_after_the_new_owner_went_on
             a_member_that_left_commits_nothing
@@ -906,6 +907,95 @@ pub async fn ten_thousand_records_pass_in_one_commit(place: &Place) {
     member.expect_quiet().await;
 }
 
+/// Members of one group have topics in common and topics of their own. Each record is read once, by a member whose shard serves
+/// the last segment of its topic, also where the topic is made later; where there is no such member, it waits for one.
+pub async fn members_of_one_group_read_the_topics_of_their_shards_and_follow_those_that_come_later(
+    place: &Place,
+) {
+    let names = Names::new();
+    let group = names.group("g");
+    let of = Shards {
+        count: 8.try_into().unwrap(),
+        per_tenant: 2.try_into().unwrap(),
+    };
+    let tenants = ["acme", "globex", "initech"];
+    assert_eq!(
+        tenants.map(|tenant| of.serving(tenant)),
+        [[1, 6], [1, 7], [3, 7]].map(BTreeSet::from)
+    );
+    let comes = async |tenant: &str| {
+        let topic = names.topic(&place.first, &format!("in.{tenant}"), 4).await;
+        append(
+            &place.first,
+            (0..20).map(|n| at(&topic, n % 4, &n.to_string())).collect(),
+        )
+        .await;
+    };
+    let subscription = |number| Subscription {
+        patterns: vec![TopicPattern::Sharded(names.prefix("in."), Shard { number, of })],
+    };
+    let mut first = Member::stage(&place.first, &group, &subscription(1)).await;
+    comes("acme").await;
+    let read = first.read(20).await;
+    let steps = first.steps(&read, |_, _| Vec::new());
+    assert_eq!(first.commit(steps).await, []);
+
+    let mut second = Member::stage(&place.second, &group, &subscription(7)).await;
+    comes("initech").await;
+    let read = second.read(20).await;
+    assert!(
+        read.iter()
+            .all(|(partition, _)| partition.topic.name.as_str().ends_with("initech"))
+    );
+    let steps = second.steps(&read, |_, _| Vec::new());
+    assert_eq!(second.commit(steps).await, []);
+
+    let globex = names.topic(&place.first, "in.globex", 4).await;
+    let of_globex = |member: &Member| {
+        let assigned = member.assigned.keys();
+        assigned
+            .filter(|partition| partition.topic.name == globex)
+            .count()
+    };
+    while of_globex(&first) == 0 || of_globex(&second) == 0 || of_globex(&first) + of_globex(&second) < 4 {
+        tokio::select! {
+            () = first.any() => {}
+            () = second.any() => {}
+        }
+    }
+    append(
+        &place.first,
+        (0..20).map(|n| at(&globex, n % 4, &n.to_string())).collect(),
+    )
+    .await;
+    let mut values = Vec::new();
+    let (of_first, of_second) = (of_globex(&first), of_globex(&second));
+    for (member, partitions) in [(&mut first, of_first), (&mut second, of_second)] {
+        let read = member.read(5 * partitions).await;
+        values.extend(
+            read.iter()
+                .map(|(_, record)| text(record).parse::<i32>().unwrap()),
+        );
+        let steps = member.steps(&read, |_, _| Vec::new());
+        assert_eq!(member.commit(steps).await, []);
+    }
+    values.sort_unstable();
+    assert_eq!(values, (0..20).collect::<Vec<_>>());
+
+    first.close().await;
+    second.until(|second| of_globex(second) == 4).await;
+    let acme = names.name("in.acme");
+    append(
+        &place.first,
+        vec![at(&acme, 0, "nobody's"), at(&globex, 0, "second's")],
+    )
+    .await;
+    assert_eq!(text(&second.read(1).await[0].1), "second's");
+    second.expect_quiet().await;
+    let mut third = Member::stage(&place.first, &group, &subscription(6)).await;
+    assert_eq!(text(&third.read(1).await[0].1), "nobody's");
+}
+
 /// Names that no other case uses.
 struct Names {
     unique: String,
@@ -1031,16 +1121,18 @@ impl Member {
         records
     }
 
+    /// Waits for anything to happen.
+    async fn any(&mut self) {
+        if let Event::Records(chunk) = self.event().await {
+            let records = chunk.records.into_iter();
+            self.early
+                .extend(records.map(|record| (chunk.partition.clone(), record)));
+        }
+    }
+
     async fn until(&mut self, condition: impl Fn(&Self) -> bool) {
         while !condition(self) {
-            if let Event::Records(chunk) = self.event().await {
-                self.early.extend(
-                    chunk
-                        .records
-                        .into_iter()
-                        .map(|record| (chunk.partition.clone(), record)),
-                );
-            }
+            self.any().await;
         }
     }
 

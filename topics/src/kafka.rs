@@ -16,6 +16,7 @@ mod client;
 mod committer;
 mod ids;
 mod last;
+mod lookout;
 mod membership;
 mod native;
 mod polled;

@@ -1,6 +1,6 @@
 //! Which topics a reader reads.
 
-use schemas::TopicName;
+use schemas::{Shard, TopicName};
 
 /// Which topics a reader reads: those that match one of the patterns, also those created later.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,6 +16,8 @@ pub enum TopicPattern {
     Exact(TopicName),
     /// Every topic whose name is this prefix and then one segment without a dot.
     Under(String),
+    /// Those of [`TopicPattern::Under`] whose last segment names a tenant that the shard serves.
+    Sharded(String, Shard),
 }
 
 impl Subscription {
@@ -23,16 +25,26 @@ impl Subscription {
     pub fn matches(&self, topic: &TopicName) -> bool {
         self.patterns.iter().any(|pattern| match pattern {
             TopicPattern::Exact(name) => name == topic,
-            TopicPattern::Under(prefix) => topic
-                .as_str()
-                .strip_prefix(prefix.as_str())
-                .is_some_and(|segment| !segment.is_empty() && !segment.contains('.')),
+            TopicPattern::Under(prefix) => segment_under(prefix, topic).is_some(),
+            TopicPattern::Sharded(prefix, shard) => {
+                segment_under(prefix, topic).is_some_and(|tenant| shard.serves(tenant))
+            }
         })
     }
 }
 
+/// What follows `prefix` in the name of `topic`, where that is one segment.
+fn segment_under<'a>(prefix: &str, topic: &'a TopicName) -> Option<&'a str> {
+    let segment = topic.as_str().strip_prefix(prefix)?;
+    (!segment.is_empty() && !segment.contains('.')).then_some(segment)
+}
+
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use schemas::Shards;
+
     use super::*;
 
     #[test]
@@ -53,6 +65,31 @@ mod tests {
                 expected,
                 "`{topic}`"
             );
+        }
+    }
+
+    #[test]
+    fn each_topic_is_read_by_the_shards_of_its_tenant_and_by_no_other() {
+        let shards = Shards {
+            count: 5.try_into().unwrap(),
+            per_tenant: 2.try_into().unwrap(),
+        };
+        let read_by = |topic: &str| {
+            let topic = TopicName::new(topic).unwrap();
+            let reads = |number: &u32| {
+                let shard = Shard {
+                    number: *number,
+                    of: shards,
+                };
+                let patterns = vec![TopicPattern::Sharded("work.".to_owned(), shard)];
+                Subscription { patterns }.matches(&topic)
+            };
+            (0..5).filter(reads).collect::<BTreeSet<u32>>()
+        };
+        assert_eq!(read_by("work.acme"), shards.serving("acme"));
+        assert_eq!(read_by("work.globex"), shards.serving("globex"));
+        for other in ["work.", "work.high.acme", "acme"] {
+            assert!(read_by(other).is_empty(), "`{other}`");
         }
     }
 }

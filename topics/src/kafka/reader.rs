@@ -26,6 +26,7 @@ use super::{
     ANSWER_LIMIT, blocking,
     client::{Complaints, classified, failed, not_created},
     ids::TopicIds,
+    lookout::Lookout,
     membership::{Change, Membership, Place},
     native,
     stall::{Sighting, StallWatch},
@@ -45,6 +46,8 @@ const CHUNK_RECORDS_MAX: usize = 1_000;
 const CHUNK_BYTES_MAX: usize = 1 << 20;
 /// How soon the thread notices that the reader was closed, when nothing else happens.
 const POLL_MS: u64 = 50;
+/// How long the thread waits for the names of the topics that there are. Meanwhile it hears nothing else.
+const LOOK_LIMIT: Duration = Duration::from_secs(1);
 /// How long a closing reader waits for librdkafka to leave the group.
 const LEAVE_LIMIT: Duration = Duration::from_secs(10);
 /// How long a commit is tried again while the group rebalances.
@@ -172,12 +175,23 @@ impl KafkaReader {
         // A pattern that is subscribed to before there is a connection waits for the next refresh of metadata.
         native::ping(consumer.client(), ANSWER_LIMIT)
             .map_err(|code| classified("join a group", code, false, code.to_string()))?;
-        let topics: Vec<String> = subscription.patterns.iter().map(topic_regex).collect();
-        let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
-        consumer.subscribe(&topics).map_err(|error| Error::Invalid {
-            what: format!("subscribe to `{}`", topics.join("`, `")),
-            detail: error.to_string(),
-        })?;
+        let regexes: Option<Vec<String>> = subscription.patterns.iter().map(topic_regex).collect();
+        let lookout = match regexes {
+            Some(regexes) => {
+                let topics: Vec<&str> = regexes.iter().map(String::as_str).collect();
+                consumer.subscribe(&topics).map_err(|error| Error::Invalid {
+                    what: format!("subscribe to `{}`", topics.join("`, `")),
+                    detail: error.to_string(),
+                })?;
+                None
+            }
+            None => {
+                let mut lookout = Lookout::new(config, subscription);
+                let looked = lookout.look(&consumer, ANSWER_LIMIT);
+                looked.map_err(|error| failed("subscribe to topics", &error))?;
+                Some(lookout)
+            }
+        };
         let consumer = Arc::new(consumer);
         let (sender, events) = mpsc::channel(EVENTS_WAITING_MAX);
         let (leaving, left) = oneshot::channel();
@@ -194,6 +208,7 @@ impl KafkaReader {
             ids,
             events: sender,
             held: HashMap::new(),
+            lookout,
             stop,
         };
         let thread = move || {
@@ -234,12 +249,14 @@ impl KafkaReader {
     }
 }
 
-/// What librdkafka takes for the topics of `pattern`: a POSIX regular expression where it begins with `^`.
-fn topic_regex(pattern: &TopicPattern) -> String {
+/// What librdkafka takes for the topics of `pattern`: a POSIX regular expression where it begins with `^`. None where there is
+/// no such expression.
+fn topic_regex(pattern: &TopicPattern) -> Option<String> {
     match pattern {
-        TopicPattern::Exact(topic) => topic.to_string(),
+        TopicPattern::Exact(topic) => Some(topic.to_string()),
         // Of what a topic's name may contain, only the dot means something in a regular expression.
-        TopicPattern::Under(prefix) => format!("^{}[^.]+$", prefix.replace('.', "\\.")),
+        TopicPattern::Under(prefix) => Some(format!("^{}[^.]+$", prefix.replace('.', "\\."))),
+        TopicPattern::Sharded(..) => None,
     }
 }
 
@@ -363,6 +380,8 @@ struct Poller {
     ids: TopicIds,
     events: mpsc::Sender<Result<Event, Error>>,
     held: HashMap<String, BTreeMap<i32, Held>>,
+    /// None where librdkafka follows the topics.
+    lookout: Option<Lookout>,
     stop: Arc<AtomicBool>,
 }
 
@@ -397,6 +416,11 @@ impl Poller {
         loop {
             if self.stop.load(Ordering::Relaxed) {
                 return Err(Ended);
+            }
+            if let Some(lookout) = self.lookout.as_mut().filter(|lookout| lookout.is_due())
+                && let Err(error) = lookout.look(&consumer, LOOK_LIMIT)
+            {
+                tracing::warn!(%error, "it was not seen which topics there are: new ones are not read yet");
             }
             let patience = Duration::from_millis(if open.is_some() { 0 } else { POLL_MS });
             let polled = consumer.poll(patience);
@@ -588,12 +612,12 @@ mod tests {
     #[test]
     fn a_prefix_becomes_an_anchored_expression_with_its_dots_taken_literally() {
         assert_eq!(
-            topic_regex(&TopicPattern::Under("tributary.work.shared.".to_owned())),
-            "^tributary\\.work\\.shared\\.[^.]+$"
+            topic_regex(&TopicPattern::Under("tributary.work.shared.".to_owned())).as_deref(),
+            Some("^tributary\\.work\\.shared\\.[^.]+$")
         );
         assert_eq!(
-            topic_regex(&TopicPattern::Exact(TopicName::new("jobs").unwrap())),
-            "jobs"
+            topic_regex(&TopicPattern::Exact(TopicName::new("jobs").unwrap())).as_deref(),
+            Some("jobs")
         );
     }
 
