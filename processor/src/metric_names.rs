@@ -2,6 +2,8 @@
 
 /// Outcomes decided; a window that is done again after a fault counts again. By `tenant` and `status` (succeeded, failed).
 pub const OUTCOMES: &str = "tributary_processor_outcomes_total";
+/// 1 for the `shard` of its pool that the processor is, where the pool has shards.
+pub const SHARD: &str = "tributary_processor_shard";
 /// Records of work that could not be decoded.
 pub const DEAD_LETTERS: &str = "tributary_processor_dead_letters_total";
 /// Device time measured, in nanoseconds.

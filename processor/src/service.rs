@@ -16,8 +16,8 @@ use std::{
 };
 
 use schemas::{
-    AdmittedJobs, DecodeError, Engine, ModelName, ModelTerms, Policies, Pool, Priority, Record as _, Tenant,
-    TopicNames,
+    AdmittedJobs, DecodeError, Engine, ModelName, ModelTerms, Policies, Pool, Priority, Record as _, Shard,
+    Tenant, TopicNames,
 };
 use serde::{Deserialize, Serialize};
 use tokio::{
@@ -59,6 +59,8 @@ pub struct Config {
     pub group: String,
     /// Which tenants' work to do: those whose policy names this pool.
     pub pool: Pool,
+    /// Which of the pool's shards it is: of those tenants it does the work of the ones that this shard serves. None: of all.
+    pub shard: Option<Shard>,
     /// How long most windows should take at most, made ready and run. Longer lets more texts share a micro-batch; shorter lets
     /// turns come sooner.
     pub window_ms: u64,
@@ -172,11 +174,24 @@ impl Service {
         format!("{}-{}", config.group, config.pool)
     }
 
-    /// What the processors of `pool` read.
+    /// What the processors of `pool` read, all together.
     pub fn subscription(pool: &Pool, names: &TopicNames) -> Subscription {
         Subscription {
             patterns: Priority::ALL
                 .map(|priority| TopicPattern::Under(names.work_prefix(pool, priority)))
+                .into(),
+        }
+    }
+
+    /// What this one reads.
+    fn own_subscription(&self) -> Subscription {
+        let (pool, names) = (&self.config.pool, &self.context.names);
+        let Some(shard) = self.config.shard else {
+            return Self::subscription(pool, names);
+        };
+        Subscription {
+            patterns: Priority::ALL
+                .map(|priority| TopicPattern::Sharded(names.work_prefix(pool, priority), shard))
                 .into(),
         }
     }
@@ -191,11 +206,19 @@ impl Service {
         shutdown: CancellationToken,
         ready: &(dyn Fn() + Send + Sync),
     ) -> Result<(), Error> {
-        let subscription = Self::subscription(&self.config.pool, &self.context.names);
         let (mut reader, committer) = self
             .topics
-            .stage(&Self::group(&self.config), &subscription)
+            .stage(&Self::group(&self.config), &self.own_subscription())
             .await?;
+        if let Some(Shard { number, of }) = self.config.shard {
+            tracing::info!(
+                shard = number,
+                of = of.count,
+                per_tenant = of.per_tenant,
+                "serves a shard"
+            );
+            metrics::gauge!(metric_names::SHARD, "shard" => number.to_string()).set(1.0);
+        }
         ready();
         let most = Budget {
             jobs_max: self.config.window_jobs_max,
@@ -463,19 +486,32 @@ pub(crate) const FIRST_WINDOW_BYTES: usize = 16 << 10;
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{collections::BTreeSet, time::Duration};
 
     use rust_decimal::Decimal;
-    use schemas::{AdmittedJob, JobId, Origin, Task, TenantPolicy, Tenants, TopicId, TopicName};
+    use schemas::{
+        AdmittedJob, JobId, Origin, Outcomes, Shards, Task, TenantPolicy, Tenants, TopicId, TopicName,
+    };
     use topics::{Append, TopicSpec, local::LocalTopics};
 
     use super::*;
     use crate::model::{CpuPath, DeviceChoice, ModelConfig, load};
 
     fn service(topics: Arc<dyn Topics>, names: TopicNames, tenants: Tenants) -> Service {
+        service_of(None, topics, names, tenants)
+    }
+
+    /// Its micro-batches are called by its shard.
+    fn service_of(
+        shard: Option<Shard>,
+        topics: Arc<dyn Topics>,
+        names: TopicNames,
+        tenants: Tenants,
+    ) -> Service {
         let config = Config {
             group: "processor".to_owned(),
             pool: Pool::default(),
+            shard,
             window_ms: 10,
             commit_interval_ms: 10,
             window_jobs_max: 10,
@@ -507,12 +543,60 @@ mod tests {
         let policies = watch::Sender::new(Arc::new(policies)).subscribe();
         let models = BTreeMap::from([(name, served)]);
         let attempts = Attempts::unrecorded();
-        Service::new(config, topics, policies, models, attempts, "run".to_owned())
+        let run = shard.map_or("run".to_owned(), |shard| shard.number.to_string());
+        Service::new(config, topics, policies, models, attempts, run)
+    }
+
+    fn names() -> TopicNames {
+        TopicNames::new(&TopicName::new("jobs").unwrap(), "tributary.").unwrap()
+    }
+
+    /// A record of work with one job of `tenant`, for its first partition.
+    fn work(tenant: &Tenant, offset: i64) -> Append {
+        let job = AdmittedJob {
+            origin: Origin {
+                topic: names().jobs(),
+                topic_id: TopicId::from_bytes([1; 16]),
+                partition: 0,
+                offset,
+            },
+            tenant: tenant.clone(),
+            job_id: JobId::new("job").unwrap(),
+            model: ModelName::new("minilm").unwrap(),
+            input: "Where is my parcel?".to_owned(),
+            text_pair: None,
+            priority: None,
+            submitted_at_ms: 0,
+            deadline_ms: None,
+            labels: BTreeMap::new(),
+            trace_id: None,
+        };
+        Append {
+            topic: names().work(&Pool::default(), Priority::Low, tenant),
+            partition: Some(0),
+            timestamp_ms: 0,
+            key: None,
+            value: Some(AdmittedJobs(vec![job]).encode().into()),
+            headers: Vec::new(),
+        }
+    }
+
+    async fn append(topics: &dyn Topics, records: impl Iterator<Item = Append>) {
+        let appender = topics.appender().await.unwrap();
+        for appended in appender.append(records.collect()).await {
+            appended.unwrap();
+        }
+    }
+
+    fn outcomes() -> Subscription {
+        Subscription {
+            patterns: vec![TopicPattern::Under(names().outcomes_prefix())],
+        }
     }
 
     #[tokio::test]
     async fn work_of_a_newer_version_stops_the_processor_before_it_is_lost() {
-        let names = TopicNames::new(&TopicName::new("jobs").unwrap(), "tributary.").unwrap();
+        let names = names();
         let work = names.work(&Pool::default(), Priority::Normal, &Tenant::new("acme").unwrap());
         let topics: Arc<dyn Topics> = Arc::new(LocalTopics::in_memory());
         let spec = |name| TopicSpec::new(name, 1);
@@ -528,9 +612,7 @@ mod tests {
             value: Some(vec![AdmittedJobs::VERSION + 1, 0x80].into()),
             headers: Vec::new(),
         };
-        for appended in topics.appender().await.unwrap().append(vec![newer]).await {
-            appended.unwrap();
-        }
+        append(&*topics, [newer].into_iter()).await;
         let service = service(Arc::clone(&topics), names, Tenants::new());
         let error = service.run(CancellationToken::new(), &|| {}).await.unwrap_err();
         assert!(!error.is_retryable(), "{error}");
@@ -552,58 +634,25 @@ mod tests {
     #[tokio::test]
     async fn a_tenant_of_which_one_record_at_a_time_may_be_under_way_has_its_next_one_run_at_each_commit() {
         const RECORDS: i64 = 20;
-        let names = TopicNames::new(&TopicName::new("jobs").unwrap(), "tributary.").unwrap();
         let acme = Tenant::new("acme").unwrap();
-        let work = names.work(&Pool::default(), Priority::Low, &acme);
         let topics: Arc<dyn Topics> = Arc::new(LocalTopics::in_memory());
-        let needed = [work.clone(), names.outcomes(&acme)];
+        let needed = [
+            names().work(&Pool::default(), Priority::Low, &acme),
+            names().outcomes(&acme),
+        ];
         topics
             .ensure(&needed.map(|name| TopicSpec::new(name, 1)))
             .await
             .unwrap();
-        let record = |offset| {
-            let job = AdmittedJob {
-                origin: Origin {
-                    topic: names.jobs(),
-                    topic_id: TopicId::from_bytes([1; 16]),
-                    partition: 0,
-                    offset,
-                },
-                tenant: acme.clone(),
-                job_id: JobId::new("job").unwrap(),
-                model: ModelName::new("minilm").unwrap(),
-                input: "Where is my parcel?".to_owned(),
-                text_pair: None,
-                priority: None,
-                submitted_at_ms: 0,
-                deadline_ms: None,
-                labels: BTreeMap::new(),
-                trace_id: None,
-            };
-            Append {
-                topic: work.clone(),
-                partition: Some(0),
-                timestamp_ms: 0,
-                key: None,
-                value: Some(AdmittedJobs(vec![job]).encode().into()),
-                headers: Vec::new(),
-            }
-        };
-        let appender = topics.appender().await.unwrap();
-        for appended in appender.append((0..RECORDS).map(record).collect()).await {
-            appended.unwrap();
-        }
+        append(&*topics, (0..RECORDS).map(|offset| work(&acme, offset))).await;
         let policy = TenantPolicy {
             concurrent_work_units_max: Some(NonZeroU32::MIN),
             ..TenantPolicy::default()
         };
-        let outcomes = Subscription {
-            patterns: vec![TopicPattern::Under(names.outcomes_prefix())],
-        };
-        let service = service(Arc::clone(&topics), names, Tenants::from([(acme, policy)]));
+        let service = service(Arc::clone(&topics), names(), Tenants::from([(acme, policy)]));
         let shutdown = CancellationToken::new();
         let read = async {
-            let mut reader = topics.reader("readers", &outcomes).await.unwrap();
+            let mut reader = topics.reader("readers", &outcomes()).await.unwrap();
             let mut commits = 0;
             while commits < RECORDS as usize {
                 // What one window became is one record.
@@ -618,5 +667,76 @@ mod tests {
             .await
             .expect("a lane waits for a commit that was");
         ran.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_tenants_work_is_done_by_its_shards_alone_also_where_the_tenant_comes_later() {
+        const RECORDS: i64 = 10;
+        let of = Shards {
+            count: 8.try_into().unwrap(),
+            per_tenant: 2.try_into().unwrap(),
+        };
+        let tenants = ["acme", "globex", "initech"].map(|name| Tenant::new(name).unwrap());
+        let [acme, globex, initech] = &tenants;
+        let serving = tenants.each_ref().map(|tenant| of.serving(tenant.as_str()));
+        assert_eq!(serving, [[1, 6], [1, 7], [3, 7]].map(BTreeSet::from));
+
+        let topics: Arc<dyn Topics> = Arc::new(LocalTopics::in_memory());
+        let comes = async |tenant: &Tenant| {
+            let needed = [
+                names().work(&Pool::default(), Priority::Low, tenant),
+                names().outcomes(tenant),
+            ];
+            let specs = needed.map(|name| TopicSpec::new(name, 1));
+            topics.ensure(&specs).await.unwrap();
+            append(&*topics, (0..RECORDS).map(|offset| work(tenant, offset))).await;
+        };
+        comes(acme).await;
+        let processors = [6, 7].map(|number| {
+            let shard = Some(Shard { number, of });
+            service_of(shard, Arc::clone(&topics), names(), Tenants::new())
+        });
+        let shutdown = CancellationToken::new();
+        let read = async {
+            let mut reader = topics.reader("readers", &outcomes()).await.unwrap();
+            let mut served = BTreeMap::new();
+            for (tenant, next) in [(acme, Some(globex)), (globex, Some(initech)), (initech, None)] {
+                let mut jobs = 0;
+                while jobs < RECORDS {
+                    let Event::Records(chunk) = reader.next().await.unwrap() else {
+                        continue;
+                    };
+                    for record in chunk.records {
+                        for outcome in Outcomes::decode(&record.value.unwrap()).unwrap().unpack() {
+                            assert_eq!(&outcome.common.tenant, tenant);
+                            let batch = outcome.row.device.unwrap().batch_id;
+                            let shard = batch.split('-').next().unwrap().to_owned();
+                            served.entry(tenant).or_insert_with(BTreeSet::new).insert(shard);
+                            jobs += 1;
+                        }
+                    }
+                }
+                if let Some(next) = next {
+                    comes(next).await;
+                }
+            }
+            shutdown.cancel();
+            served
+        };
+        let ready = || {};
+        let [first, second] = processors
+            .each_ref()
+            .map(|service| service.run(shutdown.clone(), &ready));
+        let all = async { tokio::join!(first, second, read) };
+        let (first, second, served) = tokio::time::timeout(Duration::from_secs(60), all)
+            .await
+            .expect("each tenant is served");
+        first.unwrap();
+        second.unwrap();
+        let by = |number: &str| BTreeSet::from([number.to_owned()]);
+        assert_eq!(
+            served,
+            BTreeMap::from([(acme, by("6")), (globex, by("7")), (initech, by("7"))])
+        );
     }
 }

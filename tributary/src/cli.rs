@@ -232,6 +232,9 @@ pub(crate) struct ShowArgs {
     /// Print instead the IAM policy of this tenant's readers: its own results and costs in the lake, and nothing else
     #[arg(long, value_name = "TENANT", group = "what", value_parser = Tenant::new)]
     pub(crate) store_policy: Option<Tenant>,
+    /// Print instead which shards of the processors of its pool serve each tenant
+    #[arg(long, group = "what")]
+    pub(crate) shards: bool,
     /// The services' Kafka principal, for --acls
     #[arg(
         long,

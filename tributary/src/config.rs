@@ -15,7 +15,7 @@ use figment::{
 };
 use processor::model::ModelConfig;
 use rust_decimal::Decimal;
-use schemas::{ModelName, ModelTerms, Policies, Pool, Role, Tenants, TopicName, TopicNames};
+use schemas::{ModelName, ModelTerms, Policies, Pool, Role, Shard, Shards, Tenants, TopicName, TopicNames};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::tenants;
@@ -25,6 +25,8 @@ const EXAMPLE: &str = include_str!("../example.toml");
 const ENV_PREFIX: &str = "TRIBUTARY__";
 /// A price has at most this many decimals, so that a price times nanoseconds is exact.
 const PRICE_DECIMALS_MAX: u32 = 9;
+/// All of them are weighed for each topic, again and again.
+const SHARDS_MAX: u32 = 256;
 
 /// Everything that can be set. The meaning of each setting stands in `default.toml`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -151,6 +153,8 @@ pub(crate) struct PoolSection {
     pub(crate) models: Option<BTreeSet<ModelName>>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) prices: BTreeMap<ModelName, Decimal>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) shards: Option<Shards>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -158,6 +162,8 @@ pub(crate) struct PoolSection {
 pub(crate) struct ProcessorSection {
     pub(crate) group: String,
     pub(crate) pool: Pool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) shard: Option<u32>,
     pub(crate) device: processor::model::DeviceChoice,
     pub(crate) cpu_path: processor::model::CpuPath,
     pub(crate) delivery: Delivery,
@@ -299,7 +305,16 @@ impl Config {
             for (model, price) in &pool.prices {
                 check_price(&format!("pools.{name}.prices.{model}"), *price)?;
             }
+            if let Some(Shards { count, per_tenant }) = pool.shards {
+                if per_tenant > count {
+                    bail!("pools.{name}.shards.per_tenant is {per_tenant}, and there are {count} shards");
+                }
+                if count.get() > SHARDS_MAX {
+                    bail!("pools.{name}.shards.count is {count}, and there may be {SHARDS_MAX} shards");
+                }
+            }
         }
+        self.check_shard()?;
         // Under one of these a service would stand still, and say nothing.
         let limits = [
             ("topics.jobs_partitions", self.topics.jobs_partitions as usize),
@@ -319,6 +334,46 @@ impl Config {
         }
         TopicNames::new(&self.topics.jobs, &self.topics.prefix).context("topics.jobs or topics.prefix")?;
         Ok(())
+    }
+
+    fn check_shard(&self) -> anyhow::Result<()> {
+        let Some(number) = self.processor.shard else {
+            return Ok(());
+        };
+        let pool = &self.processor.pool;
+        if self.topics.kind == TopicsKind::Local {
+            bail!(
+                "processor.shard is {number}, and on local topics one processor serves every tenant: leave it out"
+            );
+        }
+        match self.shards_of(pool) {
+            None => bail!(
+                "processor.shard is {number}, and pool `{pool}` has no shards: add `shards` to [pools.{pool}]"
+            ),
+            Some(Shards { count, .. }) if number >= count.get() => {
+                bail!("processor.shard is {number}, and pool `{pool}` has {count} shards, numbered from 0")
+            }
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// Refuses a processor that would serve the tenants of every shard, where its pool has some.
+    pub(crate) fn require_shard(&self) -> anyhow::Result<()> {
+        let (pool, among_others) = (&self.processor.pool, self.topics.kind == TopicsKind::Kafka);
+        if let Some(Shards { count, .. }) = self.shards_of(pool).filter(|_| among_others)
+            && self.processor.shard.is_none()
+        {
+            bail!(
+                "pool `{pool}` has {count} shards, and processor.shard does not say which this processor is: set it to a number from 0 to {}",
+                count.get() - 1
+            );
+        }
+        Ok(())
+    }
+
+    /// How the processors of `pool` are divided; none: each serves every tenant.
+    pub(crate) fn shards_of(&self, pool: &Pool) -> Option<Shards> {
+        self.pools.get(pool)?.shards
     }
 
     /// Where the tenants are said.
@@ -385,6 +440,26 @@ impl Config {
         priced.collect()
     }
 
+    /// How a processor of this configuration works.
+    pub(crate) fn processor_service(&self) -> processor::Config {
+        let section = &self.processor;
+        let shard = self.shards_of(&section.pool).zip(section.shard);
+        processor::Config {
+            group: section.group.clone(),
+            pool: section.pool.clone(),
+            shard: shard.map(|(of, number)| Shard { number, of }),
+            device_cores: section.device_cores,
+            window_ms: section.window_ms,
+            commit_interval_ms: section.commit_interval_ms,
+            window_jobs_max: section.window_jobs_max,
+            window_bytes_max: section.window_bytes_max,
+            window_tenants_max: section.window_tenants_max,
+            batch_tokens_max: section.batch_tokens_max,
+            lane_bytes_max: section.lane_bytes_max,
+            lanes_bytes_max: section.lanes_bytes_max,
+        }
+    }
+
     /// The configuration as TOML, with secrets replaced.
     pub(crate) fn to_toml(&self) -> anyhow::Result<String> {
         let mut value = toml::Value::try_from(self)?;
@@ -427,24 +502,6 @@ impl ModelSection {
             task: self.task,
             dtype: self.dtype,
             tokens_max: self.tokens_max,
-        }
-    }
-}
-
-impl ProcessorSection {
-    pub(crate) fn service(&self) -> processor::Config {
-        processor::Config {
-            group: self.group.clone(),
-            pool: self.pool.clone(),
-            device_cores: self.device_cores,
-            window_ms: self.window_ms,
-            commit_interval_ms: self.commit_interval_ms,
-            window_jobs_max: self.window_jobs_max,
-            window_bytes_max: self.window_bytes_max,
-            window_tenants_max: self.window_tenants_max,
-            batch_tokens_max: self.batch_tokens_max,
-            lane_bytes_max: self.lane_bytes_max,
-            lanes_bytes_max: self.lanes_bytes_max,
         }
     }
 }
@@ -681,6 +738,63 @@ mod tests {
         ] {
             let complaint = complaint(&format!("{models}[pools.gold]\n{pool}\n"));
             assert!(complaint.contains(problem), "{pool}: {complaint}");
+        }
+    }
+
+    #[test]
+    fn a_processor_says_which_shard_of_its_pool_it_is() {
+        let kafka = "topics.kind=kafka";
+        let shards = "[pools.shared]\nshards = { count = 8, per_tenant = 2 }\n";
+        let config = load(shards, &[kafka, "processor.shard=7"]).unwrap();
+        config.require_shard().unwrap();
+        let shard = config.processor_service().shard.unwrap();
+        assert_eq!(
+            (shard.number, shard.of.count.get(), shard.of.per_tenant.get()),
+            (7, 8, 2)
+        );
+
+        let error = load(shards, &[kafka]).unwrap().require_shard().unwrap_err();
+        assert!(error.to_string().contains("a number from 0 to 7"), "{error}");
+        let alone = load(shards, &[]).unwrap();
+        alone.require_shard().unwrap();
+        assert_eq!(
+            alone.processor_service().shard,
+            None,
+            "on local topics it serves all"
+        );
+        let other = load(shards, &[kafka, "processor.pool=gold"]).unwrap();
+        other.require_shard().unwrap();
+        for (file, set, problem) in [
+            (
+                shards,
+                &[kafka, "processor.shard=8"][..],
+                "has 8 shards, numbered from 0",
+            ),
+            ("", &[kafka, "processor.shard=0"], "pool `shared` has no shards"),
+            (
+                shards,
+                &["processor.shard=0"],
+                "on local topics one processor serves every tenant",
+            ),
+            (
+                "[pools.gold]\nshards = { count = 2, per_tenant = 3 }\n",
+                &[],
+                "pools.gold.shards.per_tenant is 3",
+            ),
+            (
+                "[pools.gold]\nshards = { count = 257, per_tenant = 2 }\n",
+                &[],
+                "pools.gold.shards.count is 257",
+            ),
+            (
+                "[pools.gold]\nshards = { count = 0, per_tenant = 1 }\n",
+                &[],
+                "pools.gold.shards.count",
+            ),
+            ("[pools.gold]\nshards = { count = 2 }\n", &[], "per_tenant"),
+        ] {
+            let error = format!("{:#}", load(file, set).unwrap_err());
+            assert!(error.contains(problem), "{file}{set:?}: {error}");
         }
     }
 

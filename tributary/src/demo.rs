@@ -152,7 +152,7 @@ async fn drain(
             ingest::Service::subscription(policies),
         ),
         (
-            processor::Service::group(&config.processor.service()),
+            processor::Service::group(&config.processor_service()),
             processor::Service::subscription(&config.processor.pool, names),
         ),
         (

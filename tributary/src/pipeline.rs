@@ -44,6 +44,9 @@ pub(crate) async fn serve(config: Config, stages: &[Stage]) -> anyhow::Result<()
     if by_tenant {
         config.require_tenants_and_models()?;
     }
+    if stages.contains(&Stage::Processor) {
+        config.require_shard()?;
+    }
     let shutdown = shutdown::on_signal()?;
     let metrics = PrometheusBuilder::new().install_recorder().context("metrics")?;
     let listener = http::bind(&config.http).await?;
@@ -290,7 +293,7 @@ pub(crate) fn open_topics(config: &Config, delivery: Delivery) -> anyhow::Result
 
 /// The consumer group of the processors of each pool.
 fn groups_of_processors(config: &Config) -> ingest::GroupOf {
-    let of_this_pool = config.processor.service();
+    let of_this_pool = config.processor_service();
     Arc::new(move |pool| {
         processor::Service::group(&processor::Config {
             pool: pool.clone(),
@@ -328,7 +331,7 @@ async fn processor(
     };
     let models = tokio::task::spawn_blocking(load).await??;
     Ok(processor::Service::new(
-        config.processor.service(),
+        config.processor_service(),
         topics,
         policies,
         models,

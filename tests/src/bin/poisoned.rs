@@ -69,6 +69,7 @@ async fn main() {
     let config = Config {
         group: "processor".to_owned(),
         pool: Pool::default(),
+        shard: None,
         window_ms: 10,
         commit_interval_ms: 10,
         window_jobs_max: 64,

@@ -9,7 +9,7 @@ use std::{
 use authority::AccessPolicies;
 use ingest::identity::Identity;
 use processor::model::{CpuPath, DeviceChoice, load};
-use schemas::{Authority, Policies, Pool};
+use schemas::{Authority, Policies, Pool, Shard, Shards};
 use sink::Store;
 use tokio::{
     sync::watch,
@@ -20,7 +20,7 @@ use super::{
     Scene, minilm, pools,
     store::GatedStore,
     topics::GatedTopics,
-    world::{FROZEN_FOR_MAX, Instance, Life},
+    world::{FROZEN_FOR_MAX, Instance, Life, World},
 };
 
 pub(super) const INGEST: &str = "ingest";
@@ -159,7 +159,7 @@ async fn serve(scene: Arc<Scene>, stage: Stage, number: usize, instance: Arc<Ins
                 .await
                 .map_err(|error| topics_error(&error))
         }
-        Stage::Processor(pool) => processor(&scene, topics, pool, in_force, &instance.name)
+        Stage::Processor(pool) => processor(&scene, topics, pool, number, in_force, &instance.name)
             .run(shutdown, &|| {})
             .await
             .map_err(|error| topics_error(&error)),
@@ -201,12 +201,14 @@ fn processor(
     scene: &Scene,
     topics: Arc<GatedTopics>,
     pool: Pool,
+    number: usize,
     in_force: watch::Receiver<Arc<Policies>>,
     run: &str,
 ) -> processor::Service {
     let config = processor::Config {
         group: PROCESSOR.to_owned(),
         pool,
+        shard: shard(&scene.world, number),
         window_ms: 10,
         commit_interval_ms: 10,
         window_jobs_max: 5,
@@ -234,4 +236,38 @@ fn processor(
         processor::Attempts::unrecorded(),
         run.to_owned(),
     )
+}
+
+/// Which shard the processors in the slots of this number are. In some runs each is for everybody; in some one is for `acme`
+/// alone and one for `globex`, in some one is for both.
+fn shard(world: &World, slot: usize) -> Option<Shard> {
+    let numbers = [None, Some([6, 7]), Some([1, 7])];
+    let of = Shards {
+        count: 8.try_into().expect("not zero"),
+        per_tenant: 2.try_into().expect("not zero"),
+    };
+    numbers[world.random("shards").usize(0..numbers.len())].map(|numbers| Shard {
+        number: numbers[slot],
+        of,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shards_are_for_whom_they_are_said_to_be() {
+        let of = |number| {
+            let shard = Shard {
+                number,
+                of: Shards {
+                    count: 8.try_into().unwrap(),
+                    per_tenant: 2.try_into().unwrap(),
+                },
+            };
+            ["acme", "globex"].map(|tenant| shard.serves(tenant))
+        };
+        assert_eq!([1, 6, 7].map(of), [[true, true], [true, false], [false, true]]);
+    }
 }

@@ -3,7 +3,9 @@
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use anyhow::{Context, bail, ensure};
-use schemas::{Action, Operation, Policies, Record as _, TenantSet, Tenants, TopicName};
+use schemas::{
+    Action, Operation, Policies, Record as _, Tenant, TenantPolicy, TenantSet, Tenants, TopicName,
+};
 use topics::{Append, Retention, TopicSpec, Topics};
 
 use super::{
@@ -119,12 +121,39 @@ async fn show(config: &Config, args: &ShowArgs) -> anyhow::Result<()> {
             .iter()
             .try_for_each(|line| print(line));
     }
+    if args.shards {
+        return serving(config, &tenants).iter().try_for_each(|line| print(line));
+    }
     if let Some(tenant) = &args.store_policy {
         ensure!(tenants.contains_key(tenant), "there is no tenant `{tenant}`");
         return print(&store_policy::of_reader(&config.sink.url, tenant)?);
     }
     ensure!(!tenants.is_empty(), "no tenant is in force");
     print(set::write(&tenants)?.trim_end())
+}
+
+/// Which processors serve each of `tenants`, a line each.
+fn serving(config: &Config, tenants: &Tenants) -> Vec<String> {
+    let longest = tenants.keys().map(|tenant| tenant.as_str().len()).max();
+    let line = |(tenant, policy): (&Tenant, &TenantPolicy)| {
+        let (name, pool) = (tenant.as_str(), &policy.pool);
+        let by = match config.shards_of(pool) {
+            None => "every processor".to_owned(),
+            Some(shards) => {
+                let serving = shards.serving(name).into_iter().map(|number| number.to_string());
+                format!(
+                    "shards {} of {}",
+                    serving.collect::<Vec<_>>().join(", "),
+                    shards.count
+                )
+            }
+        };
+        format!(
+            "{name:width$}  {by} of pool `{pool}`",
+            width = longest.unwrap_or_default()
+        )
+    };
+    tenants.iter().map(line).collect()
 }
 
 /// The tenants that services of this configuration go by now.
@@ -188,7 +217,33 @@ fn work_on(specs: &[TopicSpec], sizes: &BTreeMap<TopicName, u32>) -> Vec<String>
 
 #[cfg(test)]
 mod tests {
+    use schemas::Pool;
+
     use super::*;
+    use crate::config::{Example, Sources};
+
+    #[test]
+    fn who_serves_a_tenant_is_told_by_its_pool() {
+        let sources = Sources {
+            config: None,
+            set: vec!["pools.shared.shards={count=8,per_tenant=2}".to_owned()],
+        };
+        let config = Config::load(&sources, Example::Never).unwrap();
+        let of_pool = |pool: &str| TenantPolicy {
+            pool: Pool::new(pool).unwrap(),
+            ..TenantPolicy::default()
+        };
+        let tenants = [("acme", "shared"), ("globex", "gold"), ("initech", "shared")];
+        let tenants = tenants.map(|(name, pool)| (Tenant::new(name).unwrap(), of_pool(pool)));
+        assert_eq!(
+            serving(&config, &tenants.into()),
+            [
+                "acme     shards 1, 6 of 8 of pool `shared`",
+                "globex   every processor of pool `gold`",
+                "initech  shards 3, 7 of 8 of pool `shared`",
+            ]
+        );
+    }
 
     #[test]
     fn a_plan_names_the_topics_that_are_made_extended_or_told_how_long_to_keep() {

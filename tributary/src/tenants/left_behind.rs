@@ -21,7 +21,7 @@ pub(super) async fn print(
         let pool = &left[&topic];
         let group = processor::Service::group(&processor::Config {
             pool: pool.clone(),
-            ..config.processor.service()
+            ..config.processor_service()
         });
         let subscription = Subscription {
             patterns: vec![TopicPattern::Exact(topic.clone())],
