@@ -152,11 +152,11 @@ impl Lanes {
         let lane = self.lanes.entry(tenant.clone()).or_default();
         if lane.queue.is_empty() {
             lane.is_held_back = self.quotas.hold_back(tenant, now);
+            if !lane.is_held_back {
+                self.turns.join(tenant, weight);
+            }
         }
         let is_held_back = lane.is_held_back;
-        if !is_held_back {
-            self.turns.join(tenant, weight);
-        }
         for record in chunk.records {
             let value = record.value.as_deref().unwrap_or_default();
             let jobs = AdmittedJobs::count(value).map_or(1, |jobs| jobs.max(1) as u64);
@@ -294,18 +294,18 @@ impl Lanes {
             let Some(tenant) = round.next() else {
                 break;
             };
-            let lane = self.lanes.get_mut(&tenant).expect("whose turn it is has work");
+            let lane = self.lanes.get_mut(tenant).expect("whose turn it is has work");
             let (priority, waiting) = lane.queue.pop_front().expect("whose turn it is has work");
             lane.bytes[priority as usize] -= waiting.bytes;
             lane.work -= waiting.estimate;
             self.bytes -= waiting.bytes;
             bytes += waiting.bytes;
             jobs += waiting.jobs;
-            self.quotas.charge(self.windows, &tenant, waiting.estimate, now);
-            let goes_on = !lane.queue.is_empty() && !self.quotas.hold_back(&tenant, now);
+            self.quotas.charge(self.windows, tenant, waiting.estimate, now);
+            let goes_on = !lane.queue.is_empty() && !self.quotas.hold_back(tenant, now);
             round.serve(waiting.estimate, goes_on);
             if lane.queue.is_empty() {
-                self.lanes.remove(&tenant);
+                self.lanes.remove(tenant);
             } else if !goes_on {
                 lane.is_held_back = true;
                 self.held_back_bytes += lane.all_bytes();

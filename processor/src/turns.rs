@@ -1,8 +1,8 @@
 //! Whose turn it is: what each lane was served, by its weight.
 
 use std::{
-    cmp::Ordering,
-    collections::{BTreeMap, BinaryHeap, HashMap, binary_heap::PeekMut},
+    cmp::Reverse,
+    collections::{HashMap, VecDeque},
     num::{NonZeroU32, NonZeroUsize},
 };
 
@@ -22,13 +22,13 @@ fn served(units: u64, weight: NonZeroU32) -> Served {
 /// known (a virtual token counter: Sheng et al., Fairness in Serving Large Language Models, OSDI 2024). A lane that had no
 /// work for a while saves nothing up: it begins where the others are, and gets nothing for having left (start-time fair
 /// queueing: Goyal, Vin and Cheng, 1996). ARCHITECTURE.md derives what two lanes can differ by.
+///
+/// No order of the lanes is kept: each window puts those in order that it may reach, once for all its turns.
 #[derive(Default)]
 pub(crate) struct Turns {
     accounts: HashMap<Tenant, Account>,
-    /// Lanes with work.
-    waiting: BTreeMap<Place, Tenant>,
-    /// Lanes without any, here or unsettled.
-    idle: BTreeMap<Place, Tenant>,
+    /// How many lanes have work.
+    with_work: usize,
     /// Accounts that were ever opened.
     opened: u64,
     /// How much the least served lane with work had been served, at the last turn. It never falls.
@@ -38,7 +38,7 @@ pub(crate) struct Turns {
 /// Where a lane stands: how much it was served, and the number of its account. Names would be slower to compare.
 type Place = (Served, u64);
 
-#[derive(Clone, Copy)]
+#[cfg_attr(test, derive(Clone))]
 struct Account {
     number: u64,
     weight: NonZeroU32,
@@ -57,12 +57,17 @@ impl Account {
     fn place(&self) -> Place {
         (self.served(), self.number)
     }
+
+    /// Whether the lane is as if it had never been, where one that is new begins at `reached`.
+    fn is_forgotten(&self, reached: Served) -> bool {
+        !self.has_work && self.unsettled == 0 && self.served() <= reached
+    }
 }
 
 impl Turns {
     /// Whether no lane has work.
     pub(crate) fn is_empty(&self) -> bool {
-        self.waiting.is_empty()
+        self.with_work == 0
     }
 
     /// How many lanes have an account.
@@ -74,7 +79,7 @@ impl Turns {
     /// From now on the lane of `tenant` has work; a lane that is new is of `weight`.
     pub(crate) fn join(&mut self, tenant: &Tenant, weight: NonZeroU32) {
         let reached = self.reached;
-        self.accounts.entry(tenant.clone()).or_insert_with(|| {
+        let account = self.accounts.entry(tenant.clone()).or_insert_with(|| {
             self.opened += 1;
             Account {
                 number: self.opened,
@@ -84,151 +89,132 @@ impl Turns {
                 unsettled: 0,
             }
         });
-        self.change(tenant, |account| {
-            if !account.has_work {
-                account.settled += reached.saturating_sub(account.served());
-                account.has_work = true;
-            }
-        });
+        if !account.has_work {
+            account.has_work = true;
+            account.settled += reached.saturating_sub(account.served());
+            self.with_work += 1;
+        }
     }
 
     /// The lane of `tenant` has no work any more.
     pub(crate) fn leave(&mut self, tenant: &Tenant) {
-        self.change(tenant, |account| account.has_work = false);
+        let account = self.accounts.get_mut(tenant);
+        if account.is_some_and(|account| std::mem::take(&mut account.has_work)) {
+            self.with_work -= 1;
+        }
     }
 
     /// Gives every lane its weight of now. What was settled by another stays so.
     pub(crate) fn reweigh(&mut self, weight_of: impl Fn(&Tenant) -> NonZeroU32) {
-        let tenants: Vec<Tenant> = self.accounts.keys().cloned().collect();
-        for tenant in tenants {
-            let weight = weight_of(&tenant);
-            self.change(&tenant, |account| account.weight = weight);
+        for (tenant, account) in &mut self.accounts {
+            account.weight = weight_of(tenant);
         }
     }
 
     /// Work of `tenant` that was charged as `estimate` was `work`, both in work units.
     pub(crate) fn settle(&mut self, tenant: &Tenant, estimate: u64, work: u64) {
-        self.change(tenant, |account| {
+        if let Some(account) = self.accounts.get_mut(tenant) {
             account.unsettled -= estimate;
             account.settled += served(work, account.weight);
-        });
+        }
     }
 
     /// The turns of one window, which reaches at most so many lanes.
     pub(crate) fn round(&mut self, lanes_max: NonZeroUsize) -> Round<'_> {
+        let lanes_max = lanes_max.get();
+        let reached = &mut self.reached;
+        self.accounts.retain(|_, account| !account.is_forgotten(*reached));
+        // Going through a table takes as long as it has room, and there may have been many more.
+        self.accounts.shrink_to(2 * self.accounts.len());
+        let with_work = self.accounts.iter_mut().filter(|(_, account)| account.has_work);
+        let mut others: Vec<Waiting<'_>> = with_work.map(Waiting::new).collect();
+        let mut beyond = None;
+        if others.len() > lanes_max {
+            let (_, least, _) = others.select_nth_unstable_by_key(lanes_max, |lane| lane.place);
+            beyond = Some(least.place.0);
+            others.truncate(lanes_max);
+        }
+        others.sort_unstable_by_key(|lane| Reverse(lane.place));
         Round {
-            turns: self,
-            lanes_left: lanes_max.get(),
-            reached: BinaryHeap::new(),
-        }
-    }
-
-    /// Changes an account, and puts its lane where it belongs then.
-    fn change(&mut self, tenant: &Tenant, change: impl FnOnce(&mut Account)) {
-        let Some(account) = self.accounts.get_mut(tenant) else {
-            return;
-        };
-        let place = account.place();
-        let lane = self.waiting.remove(&place).or_else(|| self.idle.remove(&place));
-        let lane = lane.unwrap_or_else(|| tenant.clone());
-        change(account);
-        if account.has_work {
-            self.waiting.insert(account.place(), lane);
-        } else if account.unsettled == 0 {
-            self.idle.insert(account.place(), lane);
-        }
-    }
-
-    /// Drops the accounts of lanes that are as if they had never been.
-    fn drop_idle(&mut self) {
-        while let Some(idle) = self.idle.first_entry() {
-            if idle.key().0 > self.reached {
-                break;
-            }
-            self.accounts.remove(&idle.remove());
+            others,
+            beyond,
+            reached: VecDeque::new(),
+            least_served: reached,
+            with_work: &mut self.with_work,
         }
     }
 }
 
-/// The turns of one window.
+/// The turns of one window. It reaches those lanes with work that were served least.
 pub(crate) struct Round<'a> {
-    turns: &'a mut Turns,
-    /// How many lanes it may still reach that it has not.
-    lanes_left: usize,
-    /// Those that it has reached and that have work, the least served first. Until it ends they stand here with their accounts,
-    /// and not in [`Turns::waiting`].
-    reached: BinaryHeap<Reached>,
+    /// The lanes that it may reach and has not, the least served last.
+    others: Vec<Waiting<'a>>,
+    /// How much the least served lane with work that is beyond its reach was served.
+    beyond: Option<Served>,
+    /// The lanes that it has reached and that have work, the least served first. They are few; and where records are about as
+    /// large as one another, whoever had a turn goes to the end, or nearly.
+    reached: VecDeque<Waiting<'a>>,
+    /// [`Turns::reached`].
+    least_served: &'a mut Served,
+    /// [`Turns::with_work`].
+    with_work: &'a mut usize,
 }
 
-struct Reached {
+struct Waiting<'a> {
     place: Place,
-    account: Account,
-    lane: Tenant,
+    lane: &'a Tenant,
+    account: &'a mut Account,
 }
 
-impl Ord for Reached {
-    fn cmp(&self, other: &Self) -> Ordering {
-        other.place.cmp(&self.place)
-    }
-}
-
-impl PartialOrd for Reached {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for Reached {
-    fn eq(&self, other: &Self) -> bool {
-        self.place == other.place
-    }
-}
-
-impl Eq for Reached {}
-
-impl Round<'_> {
-    /// Whose turn it is, if any lane within reach has work.
-    pub(crate) fn next(&mut self) -> Option<Tenant> {
-        let reached = self.reached.peek().map(|reached| reached.place);
-        let other = self.turns.waiting.first_key_value().map(|(place, _)| *place);
-        let least = other.into_iter().chain(reached).min()?;
-        self.turns.reached = self.turns.reached.max(least.0);
-        if self.lanes_left > 0 && other == Some(least) {
-            let (place, lane) = self.turns.waiting.pop_first()?;
-            let account = self.turns.accounts[&lane];
-            self.lanes_left -= 1;
-            self.reached.push(Reached { place, account, lane });
+impl<'a> Waiting<'a> {
+    fn new((lane, account): (&'a Tenant, &'a mut Account)) -> Self {
+        Self {
+            place: account.place(),
+            lane,
+            account,
         }
-        self.reached.peek().map(|reached| reached.lane.clone())
+    }
+}
+
+impl<'a> Round<'a> {
+    /// Whose turn it is, if any lane within reach has work.
+    pub(crate) fn next(&mut self) -> Option<&'a Tenant> {
+        let reached = self.reached.front().map(|lane| lane.place);
+        let other = self
+            .others
+            .pop_if(|other| reached.is_none_or(|reached| other.place < reached));
+        if let Some(other) = other {
+            self.reached.push_front(other);
+        }
+        let next = self.reached.front()?;
+        let least = self.beyond.into_iter().fold(next.place.0, Served::min);
+        *self.least_served = least.max(*self.least_served);
+        Some(next.lane)
     }
 
     /// The lane whose turn it was got work that will be `estimate`, about, in work units. Whether it has more?
     pub(crate) fn serve(&mut self, estimate: u64, has_work: bool) {
-        let mut served = self.reached.peek_mut().expect("somebody's turn it was");
-        served.account.unsettled += estimate;
-        served.account.has_work = has_work;
-        served.place = served.account.place();
+        let mut lane = self.reached.pop_front().expect("somebody's turn it was");
+        lane.account.unsettled += estimate;
+        lane.account.has_work = has_work;
         if !has_work {
-            let Reached { place, account, lane } = PeekMut::pop(served);
-            self.turns.accounts.insert(lane.clone(), account);
-            if account.unsettled == 0 {
-                self.turns.idle.insert(place, lane);
-            }
+            *self.with_work -= 1;
+            return;
         }
+        lane.place = lane.account.place();
+        let before = self.reached.iter().rposition(|other| other.place < lane.place);
+        self.reached.insert(before.map_or(0, |last| last + 1), lane);
     }
 
     /// Ends it. Answers how many lanes had work all through it, and which of them it reached, with their weights.
     pub(crate) fn end(self) -> Backlogged {
-        let mut weights = HashMap::with_capacity(self.reached.len());
-        for Reached { place, account, lane } in self.reached {
-            weights.insert(lane.clone(), account.weight);
-            self.turns.accounts.insert(lane.clone(), account);
-            self.turns.waiting.insert(place, lane);
-        }
-        self.turns.drop_idle();
+        let weights = self
+            .reached
+            .iter()
+            .map(|lane| (lane.lane.clone(), lane.account.weight));
         Backlogged {
-            lanes: self.turns.waiting.len(),
-            reached: weights,
+            lanes: *self.with_work,
+            reached: weights.collect(),
         }
     }
 }
@@ -260,8 +246,6 @@ impl Backlogged {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::VecDeque;
-
     use proptest::{prelude::*, test_runner::Config};
 
     use super::*;
@@ -396,12 +380,12 @@ mod tests {
             let before = turns.accounts.get(&tenant(lane)).cloned();
             turns.join(&tenant(lane), weight(lane));
             if is_new {
-                let reached = turns.reached;
-                turns.change(&tenant(lane), |account| match mutation {
+                let account = turns.accounts.get_mut(&tenant(lane)).unwrap();
+                match mutation {
                     Some(Mutation::SaveUp) => account.settled = before.map_or(0, |before| before.settled),
-                    Some(Mutation::BeginLast) => account.settled += reached,
+                    Some(Mutation::BeginLast) => account.settled += turns.reached,
                     _ => {}
-                });
+                }
             }
         };
         let charge = |work| {
