@@ -235,11 +235,16 @@ def recovery(args):
     report.finish("recovery", took, text + table(["kill -9 of", "seconds to the first new outcome", "at most"], rows))
 
 
+def measured(package, test):
+    """What an ignored test of `package` prints, a line a case."""
+    command = ["cargo", "test", "--release", "-p", package, "--lib", "--", "--ignored", "--nocapture", test]
+    said = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True).stdout
+    return [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+
+
 def scheduler(_):
     """What turns cost with few tenants and with many, nearly all of which have nothing waiting."""
-    command = ["cargo", "test", "--release", "-p", "processor", "--lib", "--", "--ignored", "--nocapture", "what_a_turn_costs"]
-    said = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True).stdout
-    runs = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    runs = measured("processor", "what_a_turn_costs")
     job_ns = {}
     for run in runs:
         job_ns.setdefault((run["tenants"], run["active"]), []).append(run["job_ns"])
@@ -251,11 +256,22 @@ def scheduler(_):
     report.finish("scheduler", {"runs": runs, "ratio": medians[10_000, 100] / few}, text + table(["", "ns a job", "of few tenants"], rows))
 
 
+def access(_):
+    """What the access policies cost a job in ingest."""
+    [took] = measured("ingest", "what_access_policies_cost")
+    rows = [[what, f"{took[case]:,}"] for what, case in [
+        ("to decide on a job, where they were asked before", "remembered_ns"),
+        ("of that, to look the answer up", "looked_up_ns"),
+        ("to decide on a job, where they are asked about each", "asked_each_ns"),
+    ]]
+    report.finish("access", took, "one tenant, the built-in policies\n\n" + table(["", "ns a job"], rows))
+
+
 def mib(size_bytes):
     return f"{size_bytes / 2**20:.0f}"
 
 
-BENCHES = {"cpu": cpu.cpu, "embedded": embedded, "kafka-model": kafka_model, "passthrough": passthrough, "memory": memory, "guarantee": guarantee, "audit": audit, "recovery": recovery, "scheduler": scheduler, "flood": flood.flood, "tenants": tenants.tenants, "gpu": gpu.gpu}
+BENCHES = {"cpu": cpu.cpu, "embedded": embedded, "kafka-model": kafka_model, "passthrough": passthrough, "memory": memory, "guarantee": guarantee, "audit": audit, "recovery": recovery, "scheduler": scheduler, "access": access, "flood": flood.flood, "tenants": tenants.tenants, "gpu": gpu.gpu}
 
 if __name__ == "__main__":
     CACHE.mkdir(parents=True, exist_ok=True)

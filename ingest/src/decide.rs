@@ -387,6 +387,7 @@ mod tests {
     use topics::{Header, TopicRef};
 
     use super::*;
+    use crate::permission::Came;
 
     const NOW_MS: i64 = 1_790_000_000_000;
 
@@ -793,5 +794,58 @@ mod tests {
                 Decision::DeadLetter(why) => prop_assert!(false, "a well-formed job became a dead letter: {why}"),
             }
         }
+    }
+
+    /// Prints nanoseconds a job: to decide on it, where the access policies were asked about such a job before and where
+    /// they are asked about each one, and what of the former is to look the answer up.
+    #[test]
+    #[ignore = "a measurement, which `bench/run access` runs"]
+    fn what_access_policies_cost() {
+        const ROUND_JOBS: u32 = 1_000;
+        let (policies, authority) = (policies(), Arc::new(AccessPolicies::built_in()));
+        let (source, identity) = (&source("jobs"), &Identity::nowhere());
+        let record =
+            &record(r#"{"id":"a-1","tenant":"acme","model":"minilm","input":"Where is my parcel?"}"#);
+        let permissions = Permissions::of(authority.clone());
+        let decide_by = |permissions: &Permissions| {
+            let in_force = InForce {
+                policies: &policies,
+                identity,
+                permissions,
+                quotas: &Quotas::default(),
+            };
+            let decided = decide(Received { source, record }, in_force, NOW_MS);
+            assert!(decided.by.is_some());
+        };
+        let tenant = Tenant::new("acme").unwrap();
+        let ask = || {
+            let asked = Asked {
+                model: ModelName::new("minilm").unwrap(),
+                priority: Priority::default(),
+                came: Came {
+                    by_own_topic: false,
+                    with_token: false,
+                },
+            };
+            let answer = permissions.ask(None, &tenant, &policies.tenants[&tenant], asked);
+            assert!(answer.decided_by.is_some());
+        };
+        let job_ns = |job: &dyn Fn()| {
+            let mut rounds: Vec<u64> = (0..100)
+                .map(|_| {
+                    let began = std::time::Instant::now();
+                    (0..ROUND_JOBS).for_each(|_| job());
+                    began.elapsed().as_nanos() as u64
+                })
+                .collect();
+            rounds.sort_unstable();
+            rounds[rounds.len() / 2] / u64::from(ROUND_JOBS)
+        };
+        let remembered = job_ns(&|| decide_by(&permissions));
+        let asked_each = job_ns(&|| decide_by(&Permissions::of(authority.clone())));
+        let looked_up = job_ns(&ask);
+        println!(
+            r#"{{"remembered_ns": {remembered}, "asked_each_ns": {asked_each}, "looked_up_ns": {looked_up}}}"#
+        );
     }
 }
