@@ -14,8 +14,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use topics::{
-    Append, Chunk, Commits, Error, Event, Partition, Retention, Step, Subscription, TopicPattern, TopicSpec,
-    Topics, dead_letter,
+    Append, Chunk, Commits, Error, Event, Partition, Retention, Step, Subscription, TopicPattern,
+    TopicSpec, Topics, dead_letter,
 };
 
 use crate::{
@@ -41,6 +41,8 @@ pub struct Config {
     pub group: String,
     /// A commit waits this long for more records to share it, unless it is full.
     pub linger_ms: u64,
+    /// No commit begins sooner after the one before, unless it is full.
+    pub commit_interval_ms: u64,
     /// A commit is full with this many records.
     pub commit_records_max: usize,
     /// A commit is full with this many bytes of records: what ingest holds in memory is about twice this.
@@ -180,12 +182,10 @@ impl Service {
         let mut commits = Commits::new(committer);
         let mut gathered = Gathered::default();
         let mut commit_began = Instant::now();
+        let mut not_before = commit_began;
         loop {
             let full = gathered.is_full(&self.config);
-            let due = gathered
-                .since
-                .map(|since| since + Duration::from_millis(self.config.linger_ms));
-            let commit_is_due = commits.is_idle() && due.is_some();
+            let due = gathered.due(not_before, &self.config);
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break,
@@ -193,8 +193,9 @@ impl Service {
                     committed?;
                     metrics::histogram!(metric_names::COMMIT_SECONDS).record(commit_began.elapsed().as_secs_f64());
                 }
-                () = wait_until(due), if commit_is_due => {
+                () = wait_until(due), if commits.is_idle() => {
                     commit_began = Instant::now();
+                    not_before = commit_began + Duration::from_millis(self.config.commit_interval_ms);
                     commits.start(gathered.take(self.audit_topic(&in_force).as_ref()));
                 }
                 Ok(()) = moments.changed() => {
@@ -229,10 +230,6 @@ impl Service {
                         found.iter().for_each(Departure::tell);
                         tally.find(found);
                         gathered.add(appends, tally, &chunk);
-                        if gathered.is_full(&self.config) && commits.is_idle() {
-                            commit_began = Instant::now();
-                            commits.start(gathered.take(self.audit_topic(&in_force).as_ref()));
-                        }
                     }
                 },
                 else => unreachable!("the commit under way or the reader always answers"),
@@ -381,6 +378,15 @@ impl Gathered {
         }
     }
 
+    /// When it is to be committed; `not_before` may be waited for, unless it is full.
+    fn due(&self, not_before: Instant, config: &Config) -> Option<Instant> {
+        let since = self.since?;
+        if self.is_full(config) {
+            return Some(since);
+        }
+        Some(not_before.max(since + Duration::from_millis(config.linger_ms)))
+    }
+
     fn is_full(&self, config: &Config) -> bool {
         self.records >= config.commit_records_max || self.bytes >= config.commit_bytes_max
     }
@@ -442,6 +448,26 @@ mod tests {
             &mut quotas,
             chunk,
         )
+    }
+
+    #[test]
+    fn a_commit_waits_for_the_one_before_unless_it_is_full_and_for_little_after_a_quiet_time() {
+        let config = Config {
+            group: String::new(),
+            linger_ms: 5,
+            commit_interval_ms: 100,
+            commit_records_max: 10,
+            commit_bytes_max: 1_000,
+        };
+        let since = Instant::now();
+        let after = |ms| since + Duration::from_millis(ms);
+        let mut gathered = Gathered::default();
+        assert_eq!(gathered.due(since, &config), None, "there is nothing to commit");
+        gathered.since = Some(since);
+        assert_eq!(gathered.due(since, &config), Some(after(5)));
+        assert_eq!(gathered.due(after(90), &config), Some(after(90)));
+        gathered.records = 10;
+        assert_eq!(gathered.due(after(90), &config), Some(since));
     }
 
     #[test]

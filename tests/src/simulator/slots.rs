@@ -147,6 +147,7 @@ async fn serve(scene: Arc<Scene>, stage: Stage, number: usize, instance: Arc<Ins
             let config = ingest::Config {
                 group: INGEST.to_owned(),
                 linger_ms: 5,
+                commit_interval_ms: 100,
                 commit_records_max: 7,
                 commit_bytes_max: 1 << 20,
             };
