@@ -14,7 +14,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use topics::{
-    Append, Chunk, Commits, Error, Event, Partition, Retention, Step, Subscription, TopicPattern,
+    Append, Arrivals, Chunk, Commits, Error, Event, Partition, Retention, Step, Subscription, TopicPattern,
     TopicSpec, Topics, dead_letter,
 };
 
@@ -97,10 +97,11 @@ impl Service {
     /// What ingest reads.
     pub fn subscription(policies: &Policies) -> Subscription {
         Subscription {
-            patterns: vec![
+            arrivals: Arrivals::Single,
+            ..Subscription::to(vec![
                 TopicPattern::Exact(policies.topics.jobs()),
                 TopicPattern::Under(policies.topics.doors_prefix()),
-            ],
+            ])
         }
     }
 

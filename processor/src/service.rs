@@ -176,11 +176,11 @@ impl Service {
 
     /// What the processors of `pool` read, all together.
     pub fn subscription(pool: &Pool, names: &TopicNames) -> Subscription {
-        Subscription {
-            patterns: Priority::ALL
+        Subscription::to(
+            Priority::ALL
                 .map(|priority| TopicPattern::Under(names.work_prefix(pool, priority)))
                 .into(),
-        }
+        )
     }
 
     /// What this one reads.
@@ -189,11 +189,11 @@ impl Service {
         let Some(shard) = self.config.shard else {
             return Self::subscription(pool, names);
         };
-        Subscription {
-            patterns: Priority::ALL
+        Subscription::to(
+            Priority::ALL
                 .map(|priority| TopicPattern::Sharded(names.work_prefix(pool, priority), shard))
                 .into(),
-        }
+        )
     }
 
     /// Works until `shutdown`, then finishes the windows under way, commits them and leaves the group. Calls `ready` once
@@ -589,9 +589,7 @@ mod tests {
     }
 
     fn outcomes() -> Subscription {
-        Subscription {
-            patterns: vec![TopicPattern::Under(names().outcomes_prefix())],
-        }
+        Subscription::to(vec![TopicPattern::Under(names().outcomes_prefix())])
     }
 
     #[tokio::test]

@@ -79,12 +79,10 @@ impl Service {
 
     /// What a sink reads.
     pub fn subscription(names: &TopicNames) -> Subscription {
-        Subscription {
-            patterns: vec![
-                TopicPattern::Under(names.outcomes_prefix()),
-                TopicPattern::Exact(names.audit()),
-            ],
-        }
+        Subscription::to(vec![
+            TopicPattern::Under(names.outcomes_prefix()),
+            TopicPattern::Exact(names.audit()),
+        ])
     }
 
     /// Works until `shutdown`, then writes what it has gathered, commits it and leaves the group. Calls `ready` once it

@@ -307,11 +307,9 @@ async fn waiting(scene: &Scene) -> u64 {
 
 async fn look(scene: &Scene, expected: &Expected, violated: &mut Vec<String>) -> u64 {
     let lake = Store::over(Arc::clone(&scene.lake) as _, "memory");
-    let letters = ::topics::Subscription {
-        patterns: vec![::topics::TopicPattern::Exact(
-            scene.policies.topics.dead_letters(),
-        )],
-    };
+    let letters = ::topics::Subscription::to(vec![::topics::TopicPattern::Exact(
+        scene.policies.topics.dead_letters(),
+    )]);
     let letters = scene
         .topics
         .lag("nobody", &letters)

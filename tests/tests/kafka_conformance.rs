@@ -68,9 +68,7 @@ async fn a_time_that_the_broker_wrote_is_told_from_a_producers() {
     tokio::task::spawn_blocking(set).await.unwrap();
     appender.append(vec![append()]).await.remove(0).unwrap();
 
-    let subscription = Subscription {
-        patterns: vec![TopicPattern::Exact(topic)],
-    };
+    let subscription = Subscription::to(vec![TopicPattern::Exact(topic)]);
     let mut reader = topics.reader("stamps", &subscription).await.unwrap();
     let mut stamps = Vec::new();
     while stamps.len() < 2 {
@@ -111,9 +109,7 @@ async fn nothing_is_appended_behind_a_record_that_the_broker_refuses() {
     for appended in appender.append(vec![append(&source, b"work".to_vec())]).await {
         appended.unwrap();
     }
-    let subscription = |topic| Subscription {
-        patterns: vec![TopicPattern::Exact(topic)],
-    };
+    let subscription = |topic| Subscription::to(vec![TopicPattern::Exact(topic)]);
     let (mut reader, mut committer) = topics.stage("gapless", &subscription(source)).await.unwrap();
     let chunk = loop {
         if let Event::Records(chunk) = reader.next().await.unwrap() {

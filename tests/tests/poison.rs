@@ -81,9 +81,7 @@ async fn produce(path: &Path) {
 /// Of each job in the topics of outcomes: its offset, and why it did not succeed.
 async fn outcomes(path: &Path) -> Vec<(i64, Option<&'static str>)> {
     let topics = LocalTopics::open(path).unwrap();
-    let subscription = Subscription {
-        patterns: vec![TopicPattern::Under(names().outcomes_prefix())],
-    };
+    let subscription = Subscription::to(vec![TopicPattern::Under(names().outcomes_prefix())]);
     let wanted = topics.lag("reader", &subscription).await.unwrap();
     let mut reader = topics.reader("reader", &subscription).await.unwrap();
     let (mut records, mut outcomes) = (0, Vec::new());

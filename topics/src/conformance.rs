@@ -378,9 +378,7 @@ pub async fn appends_and_progress_come_together(place: &Place) {
     assert_eq!(steps.len(), 3);
     assert_eq!(stage.commit(steps).await, []);
     stage.close().await;
-    let subscription = Subscription {
-        patterns: vec![TopicPattern::Under(names.prefix("out."))],
-    };
+    let subscription = Subscription::to(vec![TopicPattern::Under(names.prefix("out."))]);
     let mut member = Member::reader(&place.second, &names.group("out"), &subscription).await;
     let out = member.read(60).await;
     for output in &outputs {
@@ -439,9 +437,7 @@ pub async fn a_pattern_picks_up_a_topic_that_is_created_later(place: &Place) {
     let names = Names::new();
     let before = names.topic(&place.first, "in.before", 1).await;
     append(&place.first, vec![at(&before, 0, "before")]).await;
-    let subscription = Subscription {
-        patterns: vec![TopicPattern::Under(names.prefix("in."))],
-    };
+    let subscription = Subscription::to(vec![TopicPattern::Under(names.prefix("in."))]);
     let mut member = Member::reader(&place.second, &names.group("g"), &subscription).await;
     assert_eq!(text(&member.read(1).await[0].1), "before");
     let others = ["in", "in.a.b", "xin.c"];
@@ -666,9 +662,7 @@ pub async fn lag_is_what_the_group_has_yet_to_commit(place: &Place) {
         names.topic(&place.first, "other", 1).await,
     );
     let group = names.group("g");
-    let subscription = Subscription {
-        patterns: vec![TopicPattern::Under(names.prefix("in."))],
-    };
+    let subscription = Subscription::to(vec![TopicPattern::Under(names.prefix("in."))]);
     assert_eq!(place.first.lag(&group, &subscription).await.unwrap(), 0);
     append(&place.first, vec![at(&other, 0, "other")]).await;
     append(
@@ -931,8 +925,11 @@ pub async fn members_of_one_group_read_the_topics_of_their_shards_and_follow_tho
         )
         .await;
     };
-    let subscription = |number| Subscription {
-        patterns: vec![TopicPattern::Sharded(names.prefix("in."), Shard { number, of })],
+    let subscription = |number| {
+        Subscription::to(vec![TopicPattern::Sharded(
+            names.prefix("in."),
+            Shard { number, of },
+        )])
     };
     let mut first = Member::stage(&place.first, &group, &subscription(1)).await;
     comes("acme").await;
@@ -1195,9 +1192,7 @@ fn now_ms() -> i64 {
 }
 
 fn only(topic: &TopicName) -> Subscription {
-    Subscription {
-        patterns: vec![TopicPattern::Exact(topic.clone())],
-    }
+    Subscription::to(vec![TopicPattern::Exact(topic.clone())])
 }
 
 fn at(topic: &TopicName, partition: i32, value: &str) -> Append {

@@ -39,7 +39,9 @@ use rdkafka::{
 };
 use schemas::TopicName;
 
-use crate::{Appender, Committer, Error, Reader, Record, Standing, Subscription, TopicSpec, Topics};
+use crate::{
+    Appender, Arrivals, Committer, Error, Reader, Record, Standing, Subscription, TopicSpec, Topics,
+};
 use appender::KafkaAppender;
 use blocking::blocking;
 use client::{Complaints, classified, not_created};
@@ -105,7 +107,10 @@ impl KafkaTopics {
     }
 
     async fn join(&self, group: &str, subscription: &Subscription) -> Result<KafkaReader, Error> {
-        let (config, subscription) = (self.settings.consumer(group), subscription.clone());
+        let (config, subscription) = (
+            self.settings.consumer(group, subscription.arrivals),
+            subscription.clone(),
+        );
         let (ids, complaints) = (self.ids.clone(), self.complaints.clone());
         let group = group.to_owned();
         blocking(move || KafkaReader::join(&config, group, &subscription, ids, complaints)).await
@@ -116,7 +121,10 @@ impl KafkaTopics {
         &self,
         look: impl FnOnce(&last::Looker) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let (looker, config) = (Arc::clone(&self.looker), self.settings.consumer(last::GROUP));
+        let (looker, config) = (
+            Arc::clone(&self.looker),
+            self.settings.consumer(last::GROUP, Arrivals::Gathered),
+        );
         let complaints = self.complaints.clone();
         blocking(move || {
             let mut looker = looker.lock().expect("no holder of this lock panics");
@@ -133,7 +141,7 @@ impl KafkaTopics {
         if let Some(observer) = observers.get(group) {
             return Ok(Arc::clone(observer));
         }
-        let mut config = self.settings.consumer(group);
+        let mut config = self.settings.consumer(group, Arrivals::Gathered);
         // A stage in the middle of its commit is no reason to wait.
         config.set("isolation.level", "read_uncommitted");
         let observer = config

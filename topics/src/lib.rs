@@ -36,7 +36,7 @@ pub use commits::Commits;
 pub use dead_letter::{DeadLetter, Letter, dead_letter, replay_begins};
 pub use offload::offload;
 pub use record::{Append, Header, Partition, Record, TopicRef};
-pub use subscription::{Subscription, TopicPattern};
+pub use subscription::{Arrivals, Subscription, TopicPattern};
 
 /// A place that holds topics.
 #[async_trait]

@@ -7,6 +7,17 @@ use schemas::{Shard, TopicName};
 pub struct Subscription {
     /// The patterns.
     pub patterns: Vec<TopicPattern>,
+    /// How records come to be there.
+    pub arrivals: Arrivals,
+}
+
+/// How records come to a topic, which says whether it pays to wait for more of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Arrivals {
+    /// Many at once, as a stage commits them: what is there is read at once.
+    Gathered,
+    /// One by one, from producers that may be many: what is there is read a little later, with what came meanwhile.
+    Single,
 }
 
 /// A set of topics, by name.
@@ -21,6 +32,14 @@ pub enum TopicPattern {
 }
 
 impl Subscription {
+    /// To topics that a stage appends to.
+    pub fn to(patterns: Vec<TopicPattern>) -> Self {
+        Self {
+            patterns,
+            arrivals: Arrivals::Gathered,
+        }
+    }
+
     /// Whether `topic` is one of these.
     pub fn matches(&self, topic: &TopicName) -> bool {
         self.patterns.iter().any(|pattern| match pattern {
@@ -50,9 +69,10 @@ mod tests {
     #[test]
     fn a_prefix_takes_one_more_segment_and_no_more() {
         let jobs = TopicName::new("jobs").unwrap();
-        let subscription = Subscription {
-            patterns: vec![TopicPattern::Exact(jobs), TopicPattern::Under("jobs.".to_owned())],
-        };
+        let subscription = Subscription::to(vec![
+            TopicPattern::Exact(jobs),
+            TopicPattern::Under("jobs.".to_owned()),
+        ]);
         for (topic, expected) in [
             ("jobs", true),
             ("jobs.acme", true),
@@ -82,7 +102,7 @@ mod tests {
                     of: shards,
                 };
                 let patterns = vec![TopicPattern::Sharded("work.".to_owned(), shard)];
-                Subscription { patterns }.matches(&topic)
+                Subscription::to(patterns).matches(&topic)
             };
             (0..5).filter(reads).collect::<BTreeSet<u32>>()
         };

@@ -157,9 +157,7 @@ async fn drain(
         ),
         (
             config.sink.group.clone(),
-            Subscription {
-                patterns: vec![TopicPattern::Under(names.outcomes_prefix())],
-            },
+            Subscription::to(vec![TopicPattern::Under(names.outcomes_prefix())]),
         ),
     ];
     let template = "{bar:40} {pos} of {len} jobs, {elapsed}";
@@ -184,14 +182,7 @@ async fn drain(
 
 async fn dead_letters(topics: &dyn Topics, policies: &Policies) -> anyhow::Result<u64> {
     let pattern = TopicPattern::Exact(policies.topics.dead_letters());
-    Ok(topics
-        .lag(
-            "nobody",
-            &Subscription {
-                patterns: vec![pattern],
-            },
-        )
-        .await?)
+    Ok(topics.lag("nobody", &Subscription::to(vec![pattern])).await?)
 }
 
 fn queries(lake: &Path) -> String {

@@ -68,9 +68,7 @@ impl Sole {
 }
 
 pub(crate) fn subscription(topic: &TopicName) -> Subscription {
-    Subscription {
-        patterns: vec![TopicPattern::Exact(topic.clone())],
-    }
+    Subscription::to(vec![TopicPattern::Exact(topic.clone())])
 }
 
 /// Waits until the topic is handed to `reader`.

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt};
 
 use rdkafka::ClientConfig;
 
-use crate::Error;
+use crate::{Arrivals, Error};
 
 /// How a stage's appends and its progress become one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,7 +82,7 @@ const REFUSED: [(&str, &str); 15] = [
 const GIVES_UP: [&str; 2] = ["message.timeout.ms", "delivery.timeout.ms"];
 
 /// For every consumer, unless the user says otherwise.
-const CONSUMER: [(&str, &str); 12] = [
+const CONSUMER: [(&str, &str); 10] = [
     ("partition.assignment.strategy", "cooperative-sticky"),
     // A new tenant's topic is seen after this.
     ("topic.metadata.refresh.interval.ms", "2000"),
@@ -97,14 +97,14 @@ const CONSUMER: [(&str, &str); 12] = [
     ("queued.max.messages.kbytes", "16384"),
     ("queued.min.messages", "20000"),
     ("fetch.queue.backoff.ms", "10"),
-    // The broker answers when it has so much, or after so long: a fetch for every few records would cost it more than the
-    // records do. It is what one partition gives at most (`fetch.message.max.bytes`), or each fetch from a single one would
-    // wait in vain.
-    ("fetch.min.bytes", "1048576"),
-    ("fetch.wait.max.ms", "50"),
     ("fetch.max.bytes", "8388608"),
     ("receive.message.max.bytes", "134217728"),
 ];
+
+/// For the consumer of what producers append one by one, beside [`CONSUMER`]. The broker answers when it has so much, or after
+/// so long: a fetch for every few records would cost it more than the records do. It is what one partition gives at most
+/// (`fetch.message.max.bytes`), or each fetch from a single one would wait in vain.
+const CONSUMER_OF_SINGLE: [(&str, &str); 2] = [("fetch.min.bytes", "1048576"), ("fetch.wait.max.ms", "50")];
 
 /// For every producer, unless the user says otherwise.
 const PRODUCER: [(&str, &str); 6] = [
@@ -171,8 +171,11 @@ impl Settings {
         self.with_defaults(&[])
     }
 
-    pub(super) fn consumer(&self, group: &str) -> ClientConfig {
-        let mut config = self.with_defaults(&CONSUMER);
+    pub(super) fn consumer(&self, group: &str, arrivals: Arrivals) -> ClientConfig {
+        let mut config = match arrivals {
+            Arrivals::Gathered => self.with_defaults(&CONSUMER),
+            Arrivals::Single => self.with_defaults(&[&CONSUMER[..], &CONSUMER_OF_SINGLE].concat()),
+        };
         config
             .set("group.id", group)
             .set("enable.auto.commit", "false")
@@ -337,15 +340,43 @@ mod tests {
     }
 
     #[test]
+    fn only_what_producers_append_one_by_one_is_waited_for_and_as_long_as_the_user_says() {
+        let wait = |settings: &Settings, arrivals| {
+            let config = settings.consumer("g", arrivals);
+            ["fetch.min.bytes", "fetch.wait.max.ms"].map(|name| config.get(name).map(str::to_owned))
+        };
+        let ours = settings(&[]);
+        assert_eq!(wait(&ours, Arrivals::Gathered), [None, None]);
+        assert_eq!(
+            wait(&ours, Arrivals::Single),
+            ["1048576", "50"].map(|value| Some(value.to_owned()))
+        );
+        let theirs = settings(&[("fetch.min.bytes", "1"), ("fetch.wait.max.ms", "20")]);
+        assert_eq!(
+            wait(&theirs, Arrivals::Single),
+            ["1", "20"].map(|value| Some(value.to_owned()))
+        );
+    }
+
+    #[test]
     fn the_users_properties_win_over_defaults_and_reach_every_client() {
         let settings = settings(&[
             ("session.timeout.ms", "45000"),
             ("compression.type", "zstd"),
             ("ssl.ca.location", "/ca"),
         ]);
-        assert_eq!(settings.consumer("g").get("session.timeout.ms"), Some("45000"));
+        assert_eq!(
+            settings
+                .consumer("g", Arrivals::Gathered)
+                .get("session.timeout.ms"),
+            Some("45000")
+        );
         assert_eq!(settings.producer().get("compression.type"), Some("zstd"));
-        for client in [settings.consumer("g"), settings.producer(), settings.client()] {
+        for client in [
+            settings.consumer("g", Arrivals::Gathered),
+            settings.producer(),
+            settings.client(),
+        ] {
             assert_eq!(client.get("ssl.ca.location"), Some("/ca"));
         }
     }

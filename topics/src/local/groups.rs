@@ -152,9 +152,7 @@ mod tests {
     }
 
     fn everything() -> Subscription {
-        Subscription {
-            patterns: vec![TopicPattern::Under(String::new())],
-        }
+        Subscription::to(vec![TopicPattern::Under(String::new())])
     }
 
     #[test]
@@ -194,9 +192,7 @@ mod tests {
         let (mut groups, partitions) = (Groups::default(), partitions(6));
         let first = groups.join("g", everything(), &partitions);
         let before = groups.assigned("g", first);
-        let other = Subscription {
-            patterns: vec![TopicPattern::Exact(TopicName::new("other").unwrap())],
-        };
+        let other = Subscription::to(vec![TopicPattern::Exact(TopicName::new("other").unwrap())]);
         groups.join("g", other, &partitions);
         assert_eq!(groups.assigned("g", first), before);
     }
@@ -204,9 +200,7 @@ mod tests {
     #[test]
     fn members_with_other_subscriptions_get_only_what_they_asked_for() {
         let (mut groups, partitions) = (Groups::default(), partitions(2));
-        let stranger = Subscription {
-            patterns: vec![TopicPattern::Exact(TopicName::new("other").unwrap())],
-        };
+        let stranger = Subscription::to(vec![TopicPattern::Exact(TopicName::new("other").unwrap())]);
         let stranger = groups.join("g", stranger, &partitions);
         assert!(groups.assigned("g", stranger).is_empty());
     }

@@ -23,9 +23,7 @@ pub(super) async fn print(
             pool: pool.clone(),
             ..config.processor_service()
         });
-        let subscription = Subscription {
-            patterns: vec![TopicPattern::Exact(topic.clone())],
-        };
+        let subscription = Subscription::to(vec![TopicPattern::Exact(topic.clone())]);
         match topics.lag(&group, &subscription).await? {
             0 => {}
             records => cli::print(&format!(
