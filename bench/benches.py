@@ -15,11 +15,8 @@ import tenants
 from broker import Broker
 from places import CACHE, MODEL, ROOT, WORK
 from report import median, table
-from runs import run_bare, run_embedded, run_recovery, run_reference, run_script, run_services, run_start
+from runs import JOBS_PARTITIONS, run_bare, run_embedded, run_recovery, run_reference, run_script, run_services, run_start, warm
 
-JOBS_PARTITIONS = 4
-WARM_RUNS_MAX = 8
-WARM_SHARE = 0.95
 
 
 def main():
@@ -98,7 +95,7 @@ def kafka_model(args):
         settings = ["sink.flush_interval_ms=1000", *args.set]
         jobs.produce(broker, "jobs", JOBS_PARTITIONS, jobs.texts(), count)
         jobs.produce(broker, "few", JOBS_PARTITIONS, jobs.texts(), few)
-        warm(broker, count, settings)
+        warm(broker)
         for number in range(rounds):
             ours.append(run_services(broker, f"model{number}", MODEL, count, settings))
             bare.append(run_bare(file))
@@ -135,7 +132,7 @@ def passthrough(args):
     with Broker() as broker:
         jobs.produce(broker, "jobs", JOBS_PARTITIONS, jobs.short_texts(), count)
         poll = best_poll(broker, count)
-        warm(broker, count, settings)
+        warm(broker)
         for number in range(rounds):
             ours.append(run_services(broker, f"through{number}", "passthrough:384", count, settings))
             script.append(run_script(broker, f"floats{number}", count, poll=poll))
@@ -150,17 +147,6 @@ def passthrough(args):
     rows[0].append("")
     text = f"{count} jobs, {JOBS_PARTITIONS} partitions of `jobs`, medians of {rounds} pairs; CPU in microseconds a job\n\n"
     report.finish("passthrough", {"jobs": count, "poll": poll, "ours": ours, "script": script}, text + table(heads, rows))
-
-
-def warm(broker, count, settings):
-    """The broker compiles its own code for a while, most of it for transactions, and a broker in use has done that long ago:
-    runs that are not counted, until one costs the broker hardly less than the one before."""
-    spent_us = float("inf")
-    for number in range(WARM_RUNS_MAX):
-        before_us, spent_us = spent_us, run_services(broker, f"warm{number}", "passthrough:384", count, settings)["cpu_us_per_job"]["broker"]
-        print(f"warming: the broker took {spent_us:.1f} us a job", flush=True)
-        if spent_us > WARM_SHARE * before_us:
-            break
 
 
 def best_poll(broker, count):
@@ -202,7 +188,7 @@ def compare(args, name, key, values):
     runs = {value: [] for value in values}
     with Broker() as broker:
         jobs.produce(broker, "jobs", JOBS_PARTITIONS, jobs.short_texts(), count)
-        warm(broker, count, settings)
+        warm(broker)
         for number in range(rounds):
             # Each is first as often as the other, since what comes later finds a broker with more behind it.
             for value in values if number % 2 == 0 else reversed(values):
