@@ -217,7 +217,8 @@ impl Service {
                 per_tenant = of.per_tenant,
                 "serves a shard"
             );
-            metrics::gauge!(metric_names::SHARD, "shard" => number.to_string()).set(1.0);
+            metrics::gauge!(metric_names::SHARD, "pool" => self.config.pool.to_string(), "shard" => number.to_string())
+                .set(1.0);
         }
         ready();
         let most = Budget {

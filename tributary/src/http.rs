@@ -1,12 +1,12 @@
 //! What is served over HTTP: health, metrics, and beside ingest the door for jobs.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{future::poll_fn, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use axum::{
     Json, Router,
     body::{Body, HttpBody},
-    extract::{ConnectInfo, DefaultBodyLimit, FromRequest, Request, State},
+    extract::{ConnectInfo, Request, State},
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -37,8 +37,8 @@ use crate::{
 const DOOR_LIMIT: Duration = Duration::from_secs(5);
 /// So many bodies of the greatest length that one may have are held at once, or as many more as they are shorter.
 const LARGEST_BODIES: usize = 4;
-/// How long a body may take to come, or a client that falls silent would keep its room from the others.
-const BODY_LIMIT: Duration = Duration::from_secs(120);
+/// How long a client may send nothing of a body, or it would keep the room of what it has sent from the others.
+const SILENCE_LIMIT: Duration = Duration::from_secs(30);
 /// Whoever finds no room may try again after this long.
 const RETRY_AFTER_S: &str = "1";
 /// How long requests under way are waited for at the end: one whose client falls silent would hold up the process for ever.
@@ -82,14 +82,70 @@ impl Bodies {
         u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX)
     }
 
-    /// Room for `body`, if there is any: for as many bytes as it says that it has, or else as it may have.
-    fn room_for(&self, body: &Body) -> Option<OwnedSemaphorePermit> {
-        let declared = body.size_hint().upper();
-        let declared = declared.and_then(|bytes| usize::try_from(bytes).ok());
-        let bytes = declared.map_or(self.bytes_max, |bytes| bytes.min(self.bytes_max));
-        Arc::clone(&self.room)
-            .try_acquire_many_owned(Self::permits(bytes))
-            .ok()
+    /// All of `body`, and the room that it has until that is dropped. Room is taken as the body comes: what is only announced
+    /// keeps nobody out.
+    async fn take(&self, mut body: Body) -> Result<(Vec<u8>, OwnedSemaphorePermit), NotTaken> {
+        let room_for = |permits| {
+            let room = Arc::clone(&self.room).try_acquire_many_owned(permits);
+            room.map_err(|_| NotTaken::NoRoom)
+        };
+        if body.size_hint().lower() > self.bytes_max as u64 {
+            return Err(NotTaken::TooLong);
+        }
+        let (mut bytes, mut room) = (Vec::new(), room_for(1)?);
+        loop {
+            let frame = poll_fn(|context| Pin::new(&mut body).poll_frame(context));
+            let frame = timeout(SILENCE_LIMIT, frame)
+                .await
+                .map_err(|_| NotTaken::Silent)?;
+            let Some(frame) = frame else {
+                return Ok((bytes, room));
+            };
+            let Ok(data) = frame.map_err(NotTaken::Broken)?.into_data() else {
+                continue;
+            };
+            let length = bytes.len() + data.len();
+            if length > self.bytes_max {
+                return Err(NotTaken::TooLong);
+            }
+            let held = u32::try_from(room.num_permits()).unwrap_or(u32::MAX);
+            room.merge(room_for(Self::permits(length).saturating_sub(held))?);
+            bytes.extend_from_slice(&data);
+        }
+    }
+}
+
+/// Why a body was not taken.
+#[derive(Debug)]
+enum NotTaken {
+    /// It is longer than a body may be.
+    TooLong,
+    /// Others have all the room.
+    NoRoom,
+    /// Its client does not send it.
+    Silent,
+    /// It broke off.
+    Broken(axum::Error),
+}
+
+impl IntoResponse for NotTaken {
+    fn into_response(self) -> Response {
+        match self {
+            Self::TooLong => {
+                let too_long = "there are more bytes than http.body_bytes_max: bring fewer jobs at once\n";
+                (StatusCode::PAYLOAD_TOO_LARGE, too_long).into_response()
+            }
+            Self::NoRoom => {
+                count_put_off();
+                let full = "the requests under way leave no room for this one: try again, or bring fewer jobs at once\n";
+                let headers = [(header::RETRY_AFTER, RETRY_AFTER_S)];
+                (StatusCode::SERVICE_UNAVAILABLE, headers, full).into_response()
+            }
+            Self::Silent => (StatusCode::REQUEST_TIMEOUT, "the jobs do not come\n").into_response(),
+            Self::Broken(error) => {
+                (StatusCode::BAD_REQUEST, format!("the jobs broke off: {error}\n")).into_response()
+            }
+        }
     }
 }
 
@@ -125,7 +181,6 @@ async fn serve_until(
         .route("/health", get(health))
         .route("/metrics", get(metrics))
         .route("/v1/jobs", post(jobs))
-        .layer(DefaultBodyLimit::max(served.bodies.bytes_max))
         .with_state(served);
     let service = router.into_make_service_with_connect_info::<SocketAddr>();
     let ending = shutdown.clone();
@@ -171,7 +226,8 @@ async fn metrics(
 
 /// Takes jobs, a JSON object a line, and answers each line: 202 where all were accepted, 207 where some were, 400 where all
 /// were refused, 503 where none was accepted and of some nobody knows. All of a request is refused with 401 or 403 where a token is demanded and its own is not good, or the access
-/// policies do not let who brings it, and put off with 503 where there is no room for its body: before any of that is read.
+/// policies do not let who brings it, before its body is read; and put off with 503 where there is no room for that, ended with
+/// 408 where it does not come, and refused with 413 where it is too long.
 async fn jobs(
     State(served): State<Served>,
     ConnectInfo(address): ConnectInfo<SocketAddr>,
@@ -196,18 +252,11 @@ async fn jobs(
         let waits = "ingest does not reach its topics yet, see /health: try again\n";
         return (StatusCode::SERVICE_UNAVAILABLE, waits).into_response();
     };
-    let Some(_room) = served.bodies.room_for(request.body()) else {
-        count_put_off();
-        let full =
-            "the requests under way leave no room for this one: try again, or bring fewer jobs at once\n";
-        let headers = [(header::RETRY_AFTER, RETRY_AFTER_S)];
-        return (StatusCode::SERVICE_UNAVAILABLE, headers, full).into_response();
+    let (body, _room) = match served.bodies.take(request.into_body()).await {
+        Ok(taken) => taken,
+        Err(not_taken) => return not_taken.into_response(),
     };
-    let body = match timeout(BODY_LIMIT, Bytes::from_request(request, &())).await {
-        Ok(Ok(body)) => body,
-        Ok(Err(rejection)) => return rejection.into_response(),
-        Err(_) => return (StatusCode::REQUEST_TIMEOUT, "the jobs do not come\n").into_response(),
-    };
+    let body = Bytes::from(body);
     let answers = door.accept(&body, asker.bearer.as_ref(), now_ms()).await;
     (
         status_of(&answers),
@@ -359,6 +408,7 @@ mod tests {
     use std::{
         io::{Read, Write},
         net::TcpStream,
+        time::Instant,
     };
 
     use ingest::identity::{Config, Keys, Required};
@@ -371,11 +421,12 @@ mod tests {
 
     const BODY_BYTES_MAX: usize = 1 << 20;
 
-    /// Serves a door to topics in memory, where a token is demanded or not. Answers where, what ends it, and the end.
+    /// Serves a door to topics in memory, where a token is demanded or not. Answers where, the room there, what ends it, and the end.
     async fn serving(
         demands_token: bool,
     ) -> (
         SocketAddr,
+        Bodies,
         CancellationToken,
         tokio::task::JoinHandle<anyhow::Result<()>>,
     ) {
@@ -383,6 +434,7 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let (topics, jobs) = (LocalTopics::in_memory(), TopicName::new("jobs").unwrap());
         topics.ensure(&[TopicSpec::new(jobs.clone(), 1)]).await.unwrap();
+        let bodies = Bodies::of_at_most(BODY_BYTES_MAX);
         let opened = HttpDoor::new(topics.appender().await.unwrap(), jobs);
         let identity = match demands_token {
             true => watch::channel(Arc::new(identity_that_demands())).1,
@@ -392,7 +444,7 @@ mod tests {
             health: Health::default(),
             metrics: PrometheusBuilder::new().build_recorder().handle(),
             door: Some(Arc::new(SetOnce::new_with(Some(opened)))),
-            bodies: Bodies::of_at_most(BODY_BYTES_MAX),
+            bodies: bodies.clone(),
             identity,
             authority: access::built_in().in_force(),
             auditor: Auditor::default(),
@@ -400,7 +452,7 @@ mod tests {
         let shutdown = CancellationToken::new();
         let limit = Duration::from_millis(10);
         let serving = tokio::spawn(serve_until(listener, served, shutdown.clone(), limit));
-        (address, shutdown, serving)
+        (address, bodies, shutdown, serving)
     }
 
     fn identity_that_demands() -> Identity {
@@ -431,7 +483,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_client_that_falls_silent_does_not_hold_up_the_end() {
-        let (address, shutdown, serving) = serving(false).await;
+        let (address, _, shutdown, serving) = serving(false).await;
         let (_client, told) = announce(address, 9);
         assert_eq!(told, "HTTP/1.1 100", "the body is waited for");
         shutdown.cancel();
@@ -445,24 +497,49 @@ mod tests {
         assert_eq!(announce(address, 9).1, "HTTP/1.1 401");
     }
 
+    /// Waits until room for so many KiB is left, for ten seconds.
+    async fn is_left(bodies: &Bodies, permits: usize) {
+        let began = Instant::now();
+        while bodies.room.available_permits() != permits {
+            assert!(began.elapsed() < Duration::from_secs(10), "{bodies:?}");
+            tokio::task::yield_now().await;
+        }
+    }
+
     #[tokio::test(flavor = "multi_thread")]
     async fn bodies_beyond_the_room_for_them_are_put_off_until_others_are_gone() {
-        let (address, ..) = serving(false).await;
+        let (address, bodies, ..) = serving(false).await;
         let mut large: Vec<_> = (0..LARGEST_BODIES)
             .map(|_| announce(address, BODY_BYTES_MAX))
             .collect();
-        assert!(large.iter().all(|(_, told)| told == "HTTP/1.1 100"));
+        for (client, told) in &mut large {
+            assert_eq!(told, "HTTP/1.1 100");
+            client.write_all(&vec![b'\n'; BODY_BYTES_MAX - 1]).unwrap();
+        }
+        is_left(&bodies, 0).await;
         let (mut put_off, told) = announce(address, 9);
         assert_eq!(told, "HTTP/1.1 503");
         let mut rest = String::new();
         put_off.read_to_string(&mut rest).unwrap();
         assert!(rest.contains("\r\nretry-after: 1\r\n"), "{rest}");
         let (mut client, _) = large.pop().unwrap();
-        client.write_all(&vec![b'\n'; BODY_BYTES_MAX]).unwrap();
+        client.write_all(b"\n").unwrap();
         let mut answered = [0; " Continue\r\n\r\nHTTP/1.1 400".len()];
         client.read_exact(&mut answered).unwrap();
         assert!(answered.ends_with(b" 400"), "there is no job in it");
-        assert_eq!(announce(address, 9).1, "HTTP/1.1 100", "there is room again");
+        is_left(&bodies, BODY_BYTES_MAX / 1024).await;
+        assert_eq!(announce(address, 9).1, "HTTP/1.1 100");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn who_announces_much_and_sends_nothing_keeps_nobody_out() {
+        let (address, ..) = serving(false).await;
+        let silent: Vec<_> = (0..2 * LARGEST_BODIES)
+            .map(|_| announce(address, BODY_BYTES_MAX))
+            .collect();
+        assert!(silent.iter().all(|(_, told)| told == "HTTP/1.1 100"));
+        assert_eq!(announce(address, 9).1, "HTTP/1.1 100");
+        assert_eq!(announce(address, BODY_BYTES_MAX + 1).1, "HTTP/1.1 413");
     }
 
     #[test]

@@ -14,7 +14,7 @@ use schemas::TopicName;
 use super::{native, reader::GroupConsumer};
 use crate::Subscription;
 
-/// How often to look where the property that says how often librdkafka does is no time.
+/// How often to look where the property that says how often librdkafka does is no time, or never.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// What a consumer is subscribed to.
@@ -29,10 +29,10 @@ impl Lookout {
     /// Of a consumer of `config` that is subscribed to nothing yet.
     pub(super) fn new(config: &ClientConfig, subscription: &Subscription) -> Self {
         let every_ms = config.get("topic.metadata.refresh.interval.ms");
-        let every = every_ms.and_then(|ms| ms.parse().ok()).map(Duration::from_millis);
+        let every_ms = every_ms.and_then(|ms| ms.parse().ok()).filter(|ms| *ms > 0);
         Self {
             subscription: subscription.clone(),
-            every: every.unwrap_or(LOOK_EVERY),
+            every: every_ms.map_or(LOOK_EVERY, Duration::from_millis),
             subscribed: BTreeSet::new(),
             due: Instant::now(),
         }
