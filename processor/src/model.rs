@@ -31,6 +31,7 @@ mod pooling;
 mod shapes;
 mod source;
 mod tokenizer;
+mod words;
 
 use std::{num::NonZeroUsize, sync::Arc};
 
