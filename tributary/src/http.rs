@@ -39,7 +39,7 @@ const DOOR_LIMIT: Duration = Duration::from_secs(5);
 const LARGEST_BODIES: usize = 4;
 /// How long a client may send nothing of a body, or it would keep the room of what it has sent from the others.
 const SILENCE_LIMIT: Duration = Duration::from_secs(30);
-/// Whoever finds no room may try again after this long.
+/// Whoever is put off may try again after this long.
 const RETRY_AFTER_S: &str = "1";
 /// How long requests under way are waited for at the end: one whose client falls silent would hold up the process for ever.
 const LAST_REQUESTS_LIMIT: Duration = Duration::from_secs(10);
@@ -138,8 +138,7 @@ impl IntoResponse for NotTaken {
             Self::NoRoom => {
                 count_put_off();
                 let full = "the requests under way leave no room for this one: try again, or bring fewer jobs at once\n";
-                let headers = [(header::RETRY_AFTER, RETRY_AFTER_S)];
-                (StatusCode::SERVICE_UNAVAILABLE, headers, full).into_response()
+                put_off(full)
             }
             Self::Silent => (StatusCode::REQUEST_TIMEOUT, "the jobs do not come\n").into_response(),
             Self::Broken(error) => {
@@ -147,6 +146,12 @@ impl IntoResponse for NotTaken {
             }
         }
     }
+}
+
+/// Nothing was taken, and the same request may be later.
+fn put_off(why: &'static str) -> Response {
+    let headers = [(header::RETRY_AFTER, RETRY_AFTER_S)];
+    (StatusCode::SERVICE_UNAVAILABLE, headers, why).into_response()
 }
 
 /// The door for jobs, which ingest opens once it reaches its topics.
@@ -250,7 +255,7 @@ async fn jobs(
     }
     let Ok(door) = timeout(DOOR_LIMIT, door.wait()).await else {
         let waits = "ingest does not reach its topics yet, see /health: try again\n";
-        return (StatusCode::SERVICE_UNAVAILABLE, waits).into_response();
+        return put_off(waits);
     };
     let (body, _room) = match served.bodies.take(request.into_body()).await {
         Ok(taken) => taken,

@@ -3,6 +3,7 @@
 use std::{
     io::{BufRead, BufReader, Read},
     path::Path,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail};
@@ -20,6 +21,10 @@ use crate::{
 const PART_BYTES: usize = 1 << 20;
 /// An answer has some fifty times the bytes of the shortest line.
 const ANSWERS_BYTES_MAX: u64 = 100 * PART_BYTES as u64;
+/// For so long one part is sent again whenever it is put off …
+const PATIENCE: Duration = Duration::from_secs(60);
+/// … and no sooner than this.
+const AGAIN_AFTER_MIN: Duration = Duration::from_millis(100);
 /// This many lines that were not accepted are shown; the rest is counted.
 const LINES_SHOWN_MAX: usize = 10;
 
@@ -70,7 +75,7 @@ impl Target {
         match self {
             Self::Http(url) => {
                 let url = format!("{}/v1/jobs", url.trim_end_matches('/'));
-                tokio::task::spawn_blocking(move || post(&url, &part, bearer.as_ref())).await?
+                tokio::task::spawn_blocking(move || post_until_taken(&url, &part, bearer.as_ref())).await?
             }
             Self::Topics(door) => {
                 let now_ms = chrono::Utc::now().timestamp_millis();
@@ -90,7 +95,31 @@ fn read_token(path: &Path) -> anyhow::Result<Bearer> {
     })
 }
 
-fn post(url: &str, part: &Bytes, bearer: Option<&Bearer>) -> anyhow::Result<Vec<Answer>> {
+/// Posts `part` again where it was put off, which is before anything of it is taken.
+fn post_until_taken(url: &str, part: &Bytes, bearer: Option<&Bearer>) -> anyhow::Result<Vec<Answer>> {
+    let began = Instant::now();
+    loop {
+        match post(url, part, bearer)? {
+            Reply::Answers(answers) => return Ok(answers),
+            Reply::PutOff { again_after, .. } if began.elapsed().saturating_add(again_after) < PATIENCE => {
+                std::thread::sleep(again_after.max(AGAIN_AFTER_MIN));
+            }
+            Reply::PutOff { again_after, said } => {
+                bail!(
+                    "{url} puts it off, for another {} s: {said}",
+                    again_after.as_secs()
+                )
+            }
+        }
+    }
+}
+
+enum Reply {
+    Answers(Vec<Answer>),
+    PutOff { again_after: Duration, said: String },
+}
+
+fn post(url: &str, part: &Bytes, bearer: Option<&Bearer>) -> anyhow::Result<Reply> {
     let agent: ureq::Agent = ureq::Agent::config_builder()
         .http_status_as_error(false)
         .build()
@@ -104,14 +133,20 @@ fn post(url: &str, part: &Bytes, bearer: Option<&Bearer>) -> anyhow::Result<Vec<
     let mut response = request
         .send(&part[..])
         .with_context(|| format!("no answer from {url}: is `tributary up` running there?"))?;
+    let again_after_s = response.headers().get("retry-after").cloned();
+    let again_after_s = again_after_s.and_then(|seconds| seconds.to_str().ok()?.parse().ok());
     let body = response.body_mut().with_config().limit(ANSWERS_BYTES_MAX);
     let (body, status) = (body.read_to_string()?, response.status());
     // There is one for each job, or else it says what is wrong with the request as a whole.
     let answers: Result<Vec<Answer>, _> = body.lines().map(serde_json::from_str).collect();
     let lines = part.split(|byte| *byte == b'\n');
     let jobs = lines.filter(|line| !line.trim_ascii().is_empty()).count();
-    match answers {
-        Ok(answers) if answers.len() == jobs => Ok(answers),
+    match (answers, again_after_s) {
+        (Ok(answers), _) if answers.len() == jobs => Ok(Reply::Answers(answers)),
+        (_, Some(seconds)) if status == 503 => Ok(Reply::PutOff {
+            again_after: Duration::from_secs(seconds),
+            said: body,
+        }),
         _ => bail!("{url} answers {status}: {body}"),
     }
 }
@@ -214,7 +249,44 @@ fn progress_bar(bytes: Option<u64>) -> ProgressBar {
 
 #[cfg(test)]
 mod tests {
+    use std::{io::Write, net::TcpListener};
+
     use super::*;
+
+    /// Answers one request after the other.
+    fn answering(answers: &'static [&'static str]) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/v1/jobs", listener.local_addr().unwrap());
+        std::thread::spawn(move || {
+            for answer in answers {
+                let (mut client, _) = listener.accept().unwrap();
+                let mut head = BufReader::new(client.try_clone().unwrap()).lines();
+                head.find(|line| line.as_ref().unwrap().is_empty())
+                    .unwrap()
+                    .unwrap();
+                client.write_all(answer.as_bytes()).unwrap();
+            }
+        });
+        url
+    }
+
+    #[test]
+    fn jobs_that_are_put_off_are_sent_again_and_what_is_refused_is_not() {
+        const PUT_OFF: &str =
+            "HTTP/1.1 503 -\r\nretry-after: 0\r\nconnection: close\r\ncontent-length: 5\r\n\r\nfull\n";
+        const TAKEN: &str = "HTTP/1.1 202 -\r\nconnection: close\r\ncontent-length: 71\r\n\r\n\
+            {\"answer\":\"accepted\",\"line\":1,\"topic\":\"jobs\",\"partition\":0,\"offset\":7}\n";
+        const REFUSED: &str = "HTTP/1.1 503 -\r\nconnection: close\r\ncontent-length: 5\r\n\r\nlost\n";
+        let part = Bytes::from_static(b"{}\n");
+        let taken = post_until_taken(&answering(&[PUT_OFF, PUT_OFF, TAKEN]), &part, None).unwrap();
+        assert!(taken.iter().all(Answer::is_accepted), "{taken:?}");
+        let refused = post_until_taken(&answering(&[PUT_OFF, REFUSED, TAKEN]), &part, None);
+        let refused = refused.unwrap_err().to_string();
+        assert!(
+            refused.ends_with("answers 503 Service Unavailable: lost\n"),
+            "{refused}"
+        );
+    }
 
     #[test]
     fn what_was_refused_is_told_from_what_may_have_been_sent() {
