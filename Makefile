@@ -8,9 +8,9 @@ LEAN := --no-default-features
 
 .PHONY: demo test test-gpu simulate fuzz weights build stories conformance chaos lint arrows docs bench flood clean
 
-# What the tests on Kafka need. It names more than they are in, so that Cargo gives the dependencies the features that they have
-# in `make test`, and need not build them again.
-KAFKA := -p tributary -p topics -p stories $(LEAN) --features stories/kafka
+# What the tests on Kafka and S3 are in, and the binary that they start: always all of it, so that Cargo gives the dependencies
+# the same features each time, and builds them once.
+KAFKA := -p tributary -p topics -p stories --features stories/kafka
 
 CARGO_TARGET_DIR ?= target
 demo: weights ## Run three tenants' jobs through the whole pipeline
@@ -39,8 +39,8 @@ stories: weights ## Run the stories on a real Apache Kafka and a real S3 server
 	tests/kafka/fetch
 	tests/s3/fetch
 	tests/readers/fetch
-	cargo build $(CARGO_PROFILE) -p tributary
-	cargo test $(CARGO_PROFILE) $(KAFKA) --test pipeline --test pools --test quotas -- --test-threads=1
+	cargo build $(CARGO_PROFILE) $(KAFKA) --bin tributary
+	cargo test $(CARGO_PROFILE) $(KAFKA) --test pipeline --test pools --test quotas -- --test-threads=2
 
 conformance: ## Test Kafka topics, and hold them to the conformance suite
 	cargo test $(CARGO_PROFILE) $(KAFKA) --lib kafka::
@@ -59,8 +59,7 @@ chaos: ## Kill services, broker and store while jobs come in; CHAOS="--delivery 
 	tests/kafka/fetch
 	tests/s3/fetch
 	tests/readers/fetch
-	cargo build $(CARGO_PROFILE) -p tributary
-	cargo build $(CARGO_PROFILE) $(KAFKA) --bin chaos
+	cargo build $(CARGO_PROFILE) $(KAFKA) --bin tributary --bin chaos
 	$(CARGO_TARGET_DIR)/release/chaos --kills $(KILLS) --broker-kills $(BROKER_KILLS) --jobs $(JOBS) $(CHAOS)
 
 lint: ## Formatting and lints
