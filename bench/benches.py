@@ -15,7 +15,7 @@ import tenants
 from broker import Broker
 from places import CACHE, MODEL, ROOT, WORK
 from report import median, table
-from runs import JOBS_PARTITIONS, run_bare, run_embedded, run_recovery, run_reference, run_script, run_services, run_start, warm
+from runs import JOBS_PARTITIONS, left_alone, run_bare, run_embedded, run_recovery, run_reference, run_script, run_services, run_start, warm
 
 
 
@@ -85,37 +85,50 @@ def per_cpu_s(runs):
 
 
 def kafka_model(args):
-    """Three services on Kafka with the real model; the user's script with sentence-transformers; both models bare."""
+    """Three services on Kafka with the real model, on the cores that they share with the broker, and with a core for the
+    processor alone; the user's script with sentence-transformers; each beside its model bare on the same cores."""
     rounds = 3 if args.quick else 5
     # The script is slow, and soon as fast as it gets; ours has a second of the last flush.
     count, few = (2_000, 500) if args.quick else (6_000, 1_500)
-    file, few_file = (jobs.write(WORK / f"kafka-model-{number}.jsonl", jobs.texts(), number) for number in (count, few))
-    ours, bare, script, reference = [], [], [], []
+    counts = {"jobs": count, "half": count // 2, "few": few}
+    files = {topic: jobs.write(WORK / f"kafka-model-{topic}.jsonl", jobs.texts(), number) for topic, number in counts.items()}
+    core = min(os.sched_getaffinity(0))
+    ours, bare, apart, bare_apart, script, reference = [], [], [], [], [], []
     with Broker() as broker:
         settings = ["sink.flush_interval_ms=1000", *args.set]
-        jobs.produce(broker, "jobs", JOBS_PARTITIONS, jobs.texts(), count)
-        jobs.produce(broker, "few", JOBS_PARTITIONS, jobs.texts(), few)
+        for topic, number in counts.items():
+            jobs.produce(broker, topic, JOBS_PARTITIONS, jobs.texts(), number)
         warm(broker)
         for number in range(rounds):
             ours.append(run_services(broker, f"model{number}", MODEL, count, settings))
-            bare.append(run_bare(file))
-            reference.append(run_reference(few_file))
+            bare.append(run_bare(files["jobs"]))
+            with left_alone(broker, core):
+                apart.append(run_services(broker, f"apart{number}", MODEL, counts["half"], [*settings, "topics.jobs=half"], processor_cpus=[core]))
+            bare_apart.append(run_bare(files["half"], cpus=[core]))
+            reference.append(run_reference(files["few"]))
             took = run_script(broker, f"script{number}", few, poll=500, model=MODEL, topic="few")
             script.append({**took, "tokens_per_s": reference[-1]["tokens"] / took["seconds"]})
-            speeds = [ours[-1]["whole_tokens_per_s"], bare[-1]["tokens_per_s"], script[-1]["tokens_per_s"], reference[-1]["tokens_per_s"]]
-            print(f"round {number + 1}: tokens/s " + " ".join(f"{speed:.0f}" for speed in speeds), flush=True)
-    loops = list(zip(ours, bare, script, reference))
+            loops = [(ours, bare, "steady_tokens_per_s"), (apart, bare_apart, "steady_tokens_per_s"), (script, reference, "tokens_per_s")]
+            print(f"round {number + 1}: " + ", ".join(f"{one[-1][speed]:.0f} tokens/s and its model bare {other[-1]['tokens_per_s']:.0f}" for one, other, speed in loops), flush=True)
+
+    def row(what, runs, speed, loops):
+        ratio = median(run[speed] / loop["tokens_per_s"] for run, loop in zip(runs, loops))
+        return [what, *per_s(runs, speed), f"{ratio:.3f}"]
+
     rows = [
-        ["Tributary, three services", *per_s(ours, "whole_tokens_per_s"), f"{median(o['whole_tokens_per_s'] / b['tokens_per_s'] for o, b, _, _ in loops):.2f}"],
-        ["Tributary, from the first outcome to the last", *per_s(ours, "steady_tokens_per_s"), f"{median(o['steady_tokens_per_s'] / b['tokens_per_s'] for o, b, _, _ in loops):.2f}"],
+        row("Tributary, three services", ours, "whole_tokens_per_s", bare),
+        row("Tributary, from the first outcome to the last", ours, "steady_tokens_per_s", bare),
         ["bare loop", *per_s(bare, "tokens_per_s"), "1"],
-        ["user's script, sentence-transformers f32", *per_s(script, "tokens_per_s"), f"{median(s['tokens_per_s'] / r['tokens_per_s'] for _, _, s, r in loops):.2f}"],
+        row("Tributary, one core for the processor alone", apart, "whole_tokens_per_s", bare_apart),
+        row("Tributary, the same, from the first outcome to the last", apart, "steady_tokens_per_s", bare_apart),
+        ["bare loop on that core", *per_s(bare_apart, "tokens_per_s"), "1"],
+        row("user's script, sentence-transformers f32", script, "tokens_per_s", reference),
         ["sentence-transformers f32, bare", *per_s(reference, "tokens_per_s"), "1"],
     ]
-    text = f"{count} jobs, {bare[0]['tokens']} tokens, for the script and its model {few}, medians of {rounds} rounds; "
+    text = f"{count} jobs, {bare[0]['tokens']} tokens, for one core half of that, for the script and its model {few}, medians of {rounds} rounds; "
     text += f"the processor had {mib(median(run['resident_peak_bytes']['processor'] for run in ours))} MiB resident at most, and CPU in microseconds a job: "
     text += ", ".join(f"{name} {median(run['cpu_us_per_job'][name] for run in ours):.0f}" for name in ("ingest", "processor", "sink", "broker")) + "\n\n"
-    numbers = {"jobs": count, "ours": ours, "bare": bare, "script": script, "reference": reference}
+    numbers = {"jobs": count, "ours": ours, "bare": bare, "apart": apart, "bare_apart": bare_apart, "script": script, "reference": reference}
     report.finish("kafka-model", numbers, text + table(["", "tokens/s", "of its model bare"], rows))
 
 

@@ -8,9 +8,9 @@ import sys
 
 import jobs
 import report
-from places import MODEL, WORK
+from places import MODEL, WORK, pinned
 from report import median, table
-from runs import HERE, pinned, run_bare, run_peaks, run_quality, run_reference, said
+from runs import HERE, run_bare, run_peaks, run_quality, run_reference, said
 
 OWN = [("avx2", "f32"), ("avx512", "f32"), ("avx512", "bf16"), ("avx512", "int8"), ("amx", "bf16"), ("amx", "int8")]
 WIDE = WORK / "wide"

@@ -13,6 +13,11 @@ def rows_under(folder):
     return sum(pyarrow.parquet.read_metadata(path).num_rows for path in folder.glob("**/*.parquet"))
 
 
+def written_s(folder):
+    """When the last file of rows was written."""
+    return max(path.stat().st_mtime for table in ("results", "costs") for path in (folder / table).glob("**/*.parquet"))
+
+
 def table(folder, columns):
     """These columns of all rows under a folder."""
     files = sorted(folder.glob("**/*.parquet"))

@@ -19,6 +19,11 @@ COMMANDS = {}
 """The commands that were run, by what they are: printed under the tables."""
 
 
+def pinned(command, cpus):
+    """The command on these CPUs, or on all that there are."""
+    return command if cpus is None else ["taskset", "--cpu-list", ",".join(map(str, cpus)), *command]
+
+
 class Process:
     """A process with its output in a file, its CPU time and its memory."""
 

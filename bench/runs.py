@@ -3,6 +3,8 @@
 import concurrent.futures
 import contextlib
 import json
+import os
+import pathlib
 import resource
 import shutil
 import subprocess
@@ -11,13 +13,15 @@ import time
 
 import jobs
 import lake
-from places import MODEL, ROOT, TARGET, WORK, Process
+from places import MODEL, ROOT, TARGET, WORK, Process, pinned
 from services import TENANTS, Setup
 
 BATCH_TOKENS = 2_048
 STAGES = ("ingest", "processor", "sink")
 HERE = ROOT / "bench"
 ROWS = "tributary_sink_rows_total"
+LOOK_EVERY_S = 1
+"""Each look takes the cores some milliseconds, which are the services'. When the last row came its file tells."""
 JOBS_PARTITIONS = 4
 WARM_JOBS = 200_000
 WARM_RUNS_MAX = 8
@@ -34,8 +38,8 @@ def run_embedded(number, file, count, settings, lines_a_post=200, posts_at_once=
         posts = [lines[start : start + lines_a_post] for start in range(0, len(lines), lines_a_post)]
         with concurrent.futures.ThreadPoolExecutor(posts_at_once) as pool:
             list(pool.map(service.submit, posts))
-        service.wait_for(lambda: service.metric(ROWS) >= count, "every row is in the lake", 900)
-        return {**measured(setup, count, time.time() - began), "cpu_s": service.cpu_s()}
+        service.wait_for(lambda: service.metric(ROWS) >= count, "every row is in the lake", 900, LOOK_EVERY_S)
+        return {**measured(setup, count, began), "cpu_s": service.cpu_s()}
     finally:
         service.end()
         setup.remove()
@@ -75,11 +79,25 @@ def run_quality():
     return [json.loads(line) for line in process.log.read_text().splitlines() if line.startswith("{")]
 
 
-def pinned(command, cpus):
-    return command if cpus is None else ["taskset", "--cpu-list", ",".join(map(str, cpus)), *command]
+@contextlib.contextmanager
+def left_alone(broker, core):
+    """Meanwhile the broker, this process and what it starts run on other cores, if there are any."""
+    cores = os.sched_getaffinity(0)
+
+    def keep_to(some):
+        os.sched_setaffinity(0, some)
+        for thread in pathlib.Path(f"/proc/{broker.process.popen.pid}/task").iterdir():
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setaffinity(int(thread.name), some)
+
+    keep_to(cores - {core} or cores)
+    try:
+        yield
+    finally:
+        keep_to(cores)
 
 
-def run_services(broker, name, model, count, settings, sample=False):
+def run_services(broker, name, model, count, settings, sample=False, processor_cpus=None):
     """Runs all of `jobs` through three services. The clock runs from the moment that ingest, the last to be started, is
     well, the others having been so and in their groups before, until the sink has every row in the lake."""
     setup = Setup(name, model, brokers=broker.address, settings=settings)
@@ -88,12 +106,12 @@ def run_services(broker, name, model, count, settings, sample=False):
         stack.callback(setup.remove)
         processes = {"broker": broker.process}
 
-        def start(stage):
-            processes[stage] = setup.start(stage)
+        def start(stage, cpus=None):
+            processes[stage] = setup.start(stage, cpus)
             stack.callback(processes[stage].end)
             processes[stage].wait_for(processes[stage].is_well, f"{stage} is well", every_s=0.005)
 
-        start("processor")
+        start("processor", processor_cpus)
         start("sink")
         for group, partitions in setup.groups().items():
             processes["sink"].wait_for(lambda: broker.assigned(group) >= partitions, f"group {group} has its partitions")
@@ -108,11 +126,10 @@ def run_services(broker, name, model, count, settings, sample=False):
                 processes[stage].must_run()
             return processes["sink"].metric(ROWS) >= count
 
-        processes["sink"].wait_for(done, "every row is in the lake", timeout_s=900)
-        seconds = time.time() - began
+        processes["sink"].wait_for(done, "every row is in the lake", timeout_s=900, every_s=LOOK_EVERY_S)
         cpu_s = {stage: process.cpu_s() - cpu_before.get(stage, 0) for stage, process in processes.items()}
         return {
-            **measured(setup, count, seconds),
+            **measured(setup, count, began),
             "cpu_us_per_job": {stage: spent / count * 1e6 for stage, spent in cpu_s.items()},
             "resident_peak_bytes": {stage: processes[stage].memory_bytes()[1] for stage in STAGES},
             "resident_bytes": samples,
@@ -162,10 +179,11 @@ def run_recovery(broker, rounds, settings):
     return took
 
 
-def measured(setup, count, seconds):
-    """Checks that the lake has every row once, and puts the numbers of a run together."""
+def measured(setup, count, began):
+    """Checks that the lake has every row once, and puts the numbers of a run that `began` then together."""
     rows = lake.rows(setup.lake)
     assert rows == {"results": count, "costs": count}, f"{count} jobs became {rows}"
+    seconds = lake.written_s(setup.lake) - began
     found = lake.outcomes(setup.lake)
     return {**found, "seconds": seconds, "jobs_per_s": count / seconds, "whole_tokens_per_s": found["tokens"] / seconds}
 

@@ -7,7 +7,7 @@ import urllib.error
 import urllib.request
 
 from broker import free_ports
-from places import TARGET, WORK, Process
+from places import TARGET, WORK, Process, pinned
 
 BINARY = TARGET / "tributary"
 TENANTS = ["acme", "globex", "hooli", "initech", "stark"]
@@ -47,8 +47,8 @@ filter = "warn"
 """
         )
 
-    def start(self, stage):
-        return Service(stage, self)
+    def start(self, stage, cpus=None):
+        return Service(stage, self, cpus)
 
     def groups(self):
         """The consumer groups, and how many partitions each has to read, those of jobs and of the audit aside."""
@@ -62,11 +62,11 @@ filter = "warn"
 class Service(Process):
     """A running `tributary <stage>`."""
 
-    def __init__(self, stage, setup):
+    def __init__(self, stage, setup, cpus=None):
         self.url = f"http://127.0.0.1:{free_ports(1)[0]}"
         listen = ["--set", f"http.listen={self.url.removeprefix('http://')}"]
         changes = [word for setting in setup.settings for word in ("--set", setting)]
-        super().__init__(stage, [BINARY, stage, "--config", setup.config, *listen, *changes])
+        super().__init__(stage, pinned([BINARY, stage, "--config", setup.config, *listen, *changes], cpus))
 
     def is_well(self):
         return self.get("/health") is not None
