@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import math
+import os
 import random
 import time
 
@@ -14,7 +15,7 @@ from broker import Broker
 from confluent_kafka import Producer
 from places import MODEL, ROOT
 from report import median, table
-from runs import warm
+from runs import left_alone, warm
 from services import Setup
 
 LIGHT = [f"light-{number}" for number in range(1, 10)]
@@ -28,12 +29,14 @@ WINDOW_MS = 300
 """As by default."""
 STOCK = 1_500
 """Jobs that each light tenant has waiting where all have a backlog."""
+CORE = min(os.sched_getaffinity(0))
 STAGES = ("ingest", "processor", "sink", "broker")
 PLOT = ROOT / "bench/flood.svg"
 
 
 def flood(args):
-    """What the light tenants wait with the flood and without, beside one queue for all; and how a backlog of all is shared."""
+    """What the light tenants wait with the flood and without, beside one queue for all; and how a backlog of all is shared.
+    The processor has a core alone, or what was compared would be what the broker leaves it of that core."""
     rounds, seconds = (2 if args.quick else 4), 45
     settings = [
         # A processor alone decides the waits: the sink shall not take its cores for the many small files of ten tenants.
@@ -44,7 +47,7 @@ def flood(args):
         *args.set,
     ]
     calm, fair, fifo, stocks = [], [], [], []
-    with Broker() as broker:
+    with Broker() as broker, left_alone(broker, CORE):
         warm(broker)
         for number in range(rounds):
             calm.append(run(broker, f"calm{number}", sent(seconds, LIGHT), seconds, settings))
@@ -136,7 +139,8 @@ def run_stock(broker, name, settings):
 @contextlib.contextmanager
 def pipeline(broker, name, settings, tenants):
     """A fresh pipeline that reads a topic of jobs of its own, and how to start its services."""
-    setup = Setup(name, MODEL, brokers=broker.address, settings=[f"topics.jobs={name}-jobs", *settings], tenants=tenants)
+    # A tenant has one partition, as by default.
+    setup = Setup(name, MODEL, brokers=broker.address, settings=[f"topics.jobs={name}-jobs", *settings], tenants=tenants, policy="")
     broker.create(f"{name}-jobs", PARTITIONS)
     with contextlib.ExitStack() as stack:
         stack.callback(broker.delete_under, f"{name}-jobs")
@@ -144,7 +148,7 @@ def pipeline(broker, name, settings, tenants):
         stack.callback(setup.remove)
 
         def start(stage):
-            service = setup.start(stage)
+            service = setup.start(stage, [CORE] if stage == "processor" else None)
             stack.callback(service.end)
             service.wait_for(service.is_well, f"{stage} is well", every_s=0.02)
             return service
