@@ -113,32 +113,35 @@ impl Auditor {
         shutdown: CancellationToken,
     ) -> anyhow::Result<()> {
         let appending = self.keep_appending(topics, names, &shutdown);
-        if or_given_up(appending, &shutdown, LAST_EVENTS_LIMIT)
-            .await
-            .is_none()
-        {
-            tracing::warn!("ended with events that could not be audited: nobody answered");
+        if or_given_up(appending, &shutdown, LAST_EVENTS_LIMIT).await != Some(true) {
+            tracing::warn!("ended with events that could not be audited");
         }
         Ok(())
     }
 
-    async fn keep_appending(&self, topics: Arc<dyn Topics>, names: TopicNames, shutdown: &CancellationToken) {
+    /// Whether all that was told is there at the end.
+    async fn keep_appending(
+        &self,
+        topics: Arc<dyn Topics>,
+        names: TopicNames,
+        shutdown: &CancellationToken,
+    ) -> bool {
         let (mut looks, mut events, mut appender) = (looks(), Vec::new(), None);
         loop {
             let is_over = shutdown.run_until_cancelled(looks.tick()).await.is_none();
-            if events.is_empty() {
-                events = self.told();
+            if is_over || events.is_empty() {
+                events.extend(self.told());
             }
             if !events.is_empty() {
                 match append(&mut appender, &topics, &names, &events).await {
                     Ok(()) => events.clear(),
                     Err(error) => {
-                        tracing::warn!(%error, events = events.len(), "events cannot be audited yet: trying again");
+                        tracing::warn!(%error, events = events.len(), "events cannot be audited yet");
                     }
                 }
             }
             if is_over {
-                return;
+                return events.is_empty() && self.told().is_empty();
             }
         }
     }
@@ -329,5 +332,18 @@ mod tests {
             (events[0].operation, events[0].refused.as_deref()),
             (Operation::TakeKeys, Some(REFUSED))
         );
+    }
+
+    #[tokio::test]
+    async fn what_could_not_be_appended_at_the_end_is_not_passed_over() {
+        let topics: Arc<dyn Topics> = Arc::new(LocalTopics::in_memory());
+        let names = TopicNames::new(&TopicName::new("jobs").unwrap(), "tributary.").unwrap();
+        let (auditor, shutdown) = (Auditor::of("ingest-0".to_owned()), CancellationToken::new());
+        shutdown.cancel();
+        let all = auditor.keep_appending(Arc::clone(&topics), names.clone(), &shutdown);
+        assert!(all.await, "nothing was told");
+        auditor.tell(Operation::TakeKeys, "keys.json", None, String::new());
+        let all = auditor.keep_appending(topics, names, &shutdown);
+        assert!(!all.await, "there is no such topic");
     }
 }
