@@ -40,7 +40,7 @@ stories: weights ## Run the stories on a real Apache Kafka and a real S3 server
 	tests/s3/fetch
 	tests/readers/fetch
 	cargo build $(CARGO_PROFILE) $(KAFKA) --bin tributary
-	cargo test $(CARGO_PROFILE) $(KAFKA) --test pipeline --test pools --test quotas -- --test-threads=2
+	cargo test $(CARGO_PROFILE) $(KAFKA) --test pipeline --test pools --test quotas -- --test-threads=1
 
 conformance: ## Test Kafka topics, and hold them to the conformance suite
 	cargo test $(CARGO_PROFILE) $(KAFKA) --lib kafka::

@@ -10,6 +10,7 @@ use anyhow::{Context, bail};
 use bytes::Bytes;
 use indicatif::{ProgressBar, ProgressStyle};
 use ingest::{Answer, HttpDoor, identity::Bearer};
+use tokio::time::sleep;
 
 use crate::{
     cli::{SubmitArgs, print},
@@ -75,7 +76,7 @@ impl Target {
         match self {
             Self::Http(url) => {
                 let url = format!("{}/v1/jobs", url.trim_end_matches('/'));
-                tokio::task::spawn_blocking(move || post_until_taken(&url, &part, bearer.as_ref())).await?
+                post_until_taken(&url, &part, bearer.as_ref()).await
             }
             Self::Topics(door) => {
                 let now_ms = chrono::Utc::now().timestamp_millis();
@@ -96,19 +97,18 @@ fn read_token(path: &Path) -> anyhow::Result<Bearer> {
 }
 
 /// Posts `part` again where it was put off, which is before anything of it is taken.
-fn post_until_taken(url: &str, part: &Bytes, bearer: Option<&Bearer>) -> anyhow::Result<Vec<Answer>> {
+async fn post_until_taken(url: &str, part: &Bytes, bearer: Option<&Bearer>) -> anyhow::Result<Vec<Answer>> {
     let began = Instant::now();
     loop {
-        match post(url, part, bearer)? {
+        let (url, part, bearer) = (url.to_owned(), part.clone(), bearer.cloned());
+        let posted = tokio::task::spawn_blocking(move || post(&url, &part, bearer.as_ref())).await?;
+        match posted? {
             Reply::Answers(answers) => return Ok(answers),
             Reply::PutOff { again_after, .. } if began.elapsed().saturating_add(again_after) < PATIENCE => {
-                std::thread::sleep(again_after.max(AGAIN_AFTER_MIN));
+                sleep(again_after.max(AGAIN_AFTER_MIN)).await;
             }
             Reply::PutOff { again_after, said } => {
-                bail!(
-                    "{url} puts it off, for another {} s: {said}",
-                    again_after.as_secs()
-                )
+                bail!("it is put off, for another {} s: {said}", again_after.as_secs())
             }
         }
     }
@@ -270,17 +270,19 @@ mod tests {
         url
     }
 
-    #[test]
-    fn jobs_that_are_put_off_are_sent_again_and_what_is_refused_is_not() {
+    #[tokio::test]
+    async fn jobs_that_are_put_off_are_sent_again_and_what_is_refused_is_not() {
         const PUT_OFF: &str =
             "HTTP/1.1 503 -\r\nretry-after: 0\r\nconnection: close\r\ncontent-length: 5\r\n\r\nfull\n";
         const TAKEN: &str = "HTTP/1.1 202 -\r\nconnection: close\r\ncontent-length: 71\r\n\r\n\
             {\"answer\":\"accepted\",\"line\":1,\"topic\":\"jobs\",\"partition\":0,\"offset\":7}\n";
         const REFUSED: &str = "HTTP/1.1 503 -\r\nconnection: close\r\ncontent-length: 5\r\n\r\nlost\n";
         let part = Bytes::from_static(b"{}\n");
-        let taken = post_until_taken(&answering(&[PUT_OFF, PUT_OFF, TAKEN]), &part, None).unwrap();
+        let taken = post_until_taken(&answering(&[PUT_OFF, PUT_OFF, TAKEN]), &part, None)
+            .await
+            .unwrap();
         assert!(taken.iter().all(Answer::is_accepted), "{taken:?}");
-        let refused = post_until_taken(&answering(&[PUT_OFF, REFUSED, TAKEN]), &part, None);
+        let refused = post_until_taken(&answering(&[PUT_OFF, REFUSED, TAKEN]), &part, None).await;
         let refused = refused.unwrap_err().to_string();
         assert!(
             refused.ends_with("answers 503 Service Unavailable: lost\n"),
