@@ -23,6 +23,8 @@ pub(crate) struct PartitionState {
     pub(crate) assignment: Assignment,
     pub(crate) paused: bool,
     phase: Phase,
+    /// Records before this stand in the lake already: a late commit let them be read again.
+    begins_at: i64,
     /// Records that are yet to be encoded.
     waiting: VecDeque<Record>,
     waiting_bytes: usize,
@@ -106,6 +108,7 @@ impl PartitionState {
             assignment,
             paused: false,
             phase: Phase::Locating,
+            begins_at: i64::MIN,
             waiting: VecDeque::new(),
             waiting_bytes: 0,
             since: None,
@@ -113,9 +116,13 @@ impl PartitionState {
     }
 
     pub(crate) fn push(&mut self, chunk: Chunk, now: Instant) {
-        self.since.get_or_insert(now);
-        self.waiting_bytes += chunk.records.iter().map(Record::size_bytes).sum::<usize>();
-        self.waiting.extend(chunk.records);
+        for record in chunk.records {
+            if record.offset >= self.begins_at {
+                self.since.get_or_insert(now);
+                self.waiting_bytes += record.size_bytes();
+                self.waiting.push_back(record);
+            }
+        }
     }
 
     pub(crate) fn first_offset(&self) -> Option<i64> {
@@ -155,16 +162,17 @@ impl PartitionState {
         matches!(self.phase, Phase::Locating)
     }
 
-    /// Takes its place in the lake. Records that stand there already are dropped: a late commit let them be read again.
+    /// Takes its place in the lake. Records that stand there already are dropped, those that are yet to come too.
     pub(crate) fn place(&mut self, place: Place) {
         self.phase = place.open();
         let Phase::Open { range, .. } = &self.phase else {
             return;
         };
+        self.begins_at = range.start();
         while self
             .waiting
             .front()
-            .is_some_and(|record| record.offset < range.start())
+            .is_some_and(|record| record.offset < self.begins_at)
         {
             if let Some(record) = self.waiting.pop_front() {
                 self.waiting_bytes -= record.size_bytes();
@@ -422,6 +430,21 @@ mod tests {
         state.sealed(&intent(5, 8));
         let (start, _, step) = seal(&mut state, now);
         assert_eq!((start, offsets(&step)), (8, Some((8, 8))));
+    }
+
+    #[test]
+    fn records_that_the_lake_has_are_dropped_also_when_they_come_after_the_place_was_found() {
+        let now = Instant::now();
+        let mut state = partition(Vec::new(), 5, 0..2, now);
+        state.push(chunk(2..4), now);
+        assert_eq!(state.due_work(LIMITS, now + LIMITS.flush_interval, true), None);
+        assert_eq!(
+            state.held_bytes(),
+            partition(Vec::new(), 5, 0..0, now).held_bytes()
+        );
+        state.push(chunk(4..8), now);
+        let (start, _, step) = seal(&mut state, now);
+        assert_eq!((start, offsets(&step)), (5, Some((5, 7))));
     }
 
     #[test]
