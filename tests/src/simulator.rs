@@ -24,7 +24,7 @@ use std::{
     time::Duration,
 };
 
-use ::topics::{Append, Topics as _, local::LocalTopics};
+use ::topics::{Append, Event, Progress, Topics as _, local::LocalTopics};
 use rust_decimal::Decimal;
 use schemas::{
     Budget, ModelName, ModelTerms, Policies, Pool, Priority, Rate, Task, Tenant, TenantPolicy, TopicName,
@@ -47,6 +47,8 @@ const FAULTS_FOR: Duration = Duration::from_secs(300);
 /// What is not in the lake this long after the faults ended never will be.
 const RECOVERY_LIMIT: Duration = Duration::from_secs(3_600);
 const PARTITIONS: u32 = 2;
+/// Readers get so many records at once: a backlog comes whole, or while a stage is at other steps.
+const CHUNK_RECORDS_MAX: [usize; 3] = [1, 4, 1_000];
 
 /// What is simulated.
 #[derive(Debug, Clone)]
@@ -123,9 +125,14 @@ impl InForce {
 }
 
 async fn simulate(plan: &Plan) -> Ran {
+    let world = World::new(plan);
+    let chunk_records_max = world
+        .random("chunks")
+        .choice(CHUNK_RECORDS_MAX)
+        .expect("there are some");
     let scene = Arc::new(Scene {
-        world: Arc::new(World::new(plan)),
-        topics: LocalTopics::in_memory(),
+        world: Arc::new(world),
+        topics: LocalTopics::in_memory_like_kafka(chunk_records_max),
         lake: Arc::new(InMemory::new()),
         policies: policies(plan.seed),
         in_force: [(); slots::INSTANCES].map(|()| InForce::new(policies(plan.seed))),
@@ -307,14 +314,7 @@ async fn waiting(scene: &Scene) -> u64 {
 
 async fn look(scene: &Scene, expected: &Expected, violated: &mut Vec<String>) -> u64 {
     let lake = Store::over(Arc::clone(&scene.lake) as _, "memory");
-    let letters = ::topics::Subscription::to(vec![::topics::TopicPattern::Exact(
-        scene.policies.topics.dead_letters(),
-    )]);
-    let letters = scene
-        .topics
-        .lag("nobody", &letters)
-        .await
-        .expect("nothing fails here");
+    let letters = records(scene, scene.policies.topics.dead_letters()).await;
     let looked = async {
         let report = sink::verify_store(&lake, Depth::Rows).await?;
         Ok::<_, sink::Error>((report, sink::verify_audit_of(&lake, &[]).await?))
@@ -330,6 +330,23 @@ async fn look(scene: &Scene, expected: &Expected, violated: &mut Vec<String>) ->
             0
         }
     }
+}
+
+/// How many records `topic` has.
+async fn records(scene: &Scene, topic: TopicName) -> u64 {
+    let group = "nobody";
+    let only = ::topics::Subscription::to(vec![::topics::TopicPattern::Exact(topic)]);
+    let reader = scene.topics.reader(group, &only).await;
+    let (mut reader, mut records) = (reader.expect("nothing fails here"), 0);
+    while scene.topics.lag(group, &only).await.expect("nothing fails here") > 0 {
+        if let Event::Records(chunk) = reader.next().await.expect("nothing fails here") {
+            records += chunk.records.len() as u64;
+            let end = chunk.records.last().map_or(0, |record| record.offset + 1);
+            let read = Progress::from([(chunk.partition, end)]);
+            reader.commit(&read).await.expect("nothing fails here");
+        }
+    }
+    records
 }
 
 /// Some seeds have quotas. A budget is spent with the first bill: what the device takes is no function of the seed.

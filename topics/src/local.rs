@@ -25,7 +25,7 @@ use crate::{
 use database::Log;
 use groups::{Groups, MemberId};
 
-/// A chunk ends after this many records, so that a stage can look up between chunks.
+/// A chunk ends after this many records, where nothing else is said, so that a stage can look up between chunks.
 const CHUNK_RECORDS_MAX: usize = 1_000;
 /// A chunk ends after this many bytes of values, so that memory stays bounded where records are large.
 const CHUNK_BYTES_MAX: usize = 1 << 20;
@@ -34,6 +34,7 @@ const CHUNK_BYTES_MAX: usize = 1 << 20;
 #[derive(Clone)]
 pub struct LocalTopics {
     shared: Arc<Shared>,
+    chunk_records_max: usize,
 }
 
 struct Shared {
@@ -59,6 +60,15 @@ impl LocalTopics {
         Self::over(Log::in_memory())
     }
 
+    /// The same with what a stage may stumble over on Kafka: a chunk has no more than `chunk_records_max` records, and in each
+    /// partition that a commit appended to, an offset is taken by the marker of its transaction.
+    pub fn in_memory_like_kafka(chunk_records_max: usize) -> Self {
+        Self {
+            chunk_records_max,
+            ..Self::over(Log::in_memory().with_markers())
+        }
+    }
+
     /// Deletes a topic, with its records and every group's progress in it. One that is created under its name later has
     /// another id.
     ///
@@ -80,6 +90,7 @@ impl LocalTopics {
         };
         Self {
             shared: Arc::new(shared),
+            chunk_records_max: CHUNK_RECORDS_MAX,
         }
     }
 
@@ -98,6 +109,7 @@ impl LocalTopics {
                 group: group.into(),
                 member,
             },
+            chunk_records_max: self.chunk_records_max,
             owned: BTreeMap::new(),
             turn: VecDeque::new(),
             paused: BTreeSet::new(),
@@ -168,6 +180,7 @@ impl Topics for LocalTopics {
 
 struct LocalReader {
     membership: Membership,
+    chunk_records_max: usize,
     owned: BTreeMap<Partition, Owned>,
     /// The owned partitions in the order of their next turn.
     turn: VecDeque<Partition>,
@@ -260,7 +273,7 @@ impl LocalReader {
             let records = self.membership.shared.log.read(
                 &partition,
                 owned.next_offset,
-                CHUNK_RECORDS_MAX,
+                self.chunk_records_max,
                 CHUNK_BYTES_MAX,
             )?;
             if let Some(last) = records.last() {
@@ -412,13 +425,19 @@ mod tests {
     use super::*;
     use crate::conformance::Place;
 
-    async fn place() -> Place {
-        let topics: Arc<dyn Topics> = Arc::new(LocalTopics::in_memory());
+    fn place(topics: LocalTopics) -> Place {
+        let topics: Arc<dyn Topics> = Arc::new(topics);
         Place {
             first: Arc::clone(&topics),
             second: topics,
         }
     }
 
-    crate::conformance_tests!(place());
+    crate::conformance_tests!(async { place(LocalTopics::in_memory()) });
+
+    mod like_kafka {
+        use super::*;
+
+        crate::conformance_tests!(async { place(LocalTopics::in_memory_like_kafka(1)) });
+    }
 }

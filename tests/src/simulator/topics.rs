@@ -244,7 +244,7 @@ impl Reader for GatedReader {
                     let end = first + chunk.records.len() as i64;
                     let what = format!("reads {partition} {first}..{end}");
                     self.topics
-                        .gate(&what, Fault::TO_A_LOOK, async { Ok(()) })
+                        .gate(&what, Fault::TO_A_READ, async { Ok(()) })
                         .await?;
                     self.expire();
                     if self.topics.world.mutation == Some(Mutation::CommitBeforeWriting)

@@ -18,6 +18,8 @@ use super::{Mutation, Plan};
 pub(super) const FROZEN_FOR_MAX: Duration = Duration::from_secs(90);
 /// What is slow or late comes after at most this long.
 const LATE_BY_MAX_MS: u64 = 60_000;
+/// At a step so many other tasks may go on first: nothing takes time here, and they would never meet.
+const OTHERS_FIRST_MAX: u8 = 5;
 /// A run has at most this many faults.
 const FAULTS_MAX: usize = 16;
 /// What was spent and what waits is known to every ingest after this long: it looks more often, and a look takes no time.
@@ -51,8 +53,16 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// What may happen to a read or a start.
+    /// What may happen to a start, or to a look at where groups stand.
     pub(super) const TO_A_LOOK: &[Self] = &[Self::Fails, Self::KilledBefore, Self::Frozen, Self::Restarted];
+    /// What may happen to a read.
+    pub(super) const TO_A_READ: &[Self] = &[
+        Self::Fails,
+        Self::KilledBefore,
+        Self::Frozen,
+        Self::Slow,
+        Self::Restarted,
+    ];
     /// What may happen to a commit or an append.
     pub(super) const TO_A_COMMIT: &[Self] = &[
         Self::Fails,
@@ -148,6 +158,9 @@ impl World {
         instance.pass().await;
         let (number, fault) = self.note(instance, what, possible);
         let mut random = fastrand::Rng::with_seed(self.seed.rotate_left(17) ^ number);
+        for _ in 0..random.u8(0..OTHERS_FIRST_MAX) {
+            tokio::task::yield_now().await;
+        }
         let by = Duration::from_millis(random.u64(1..LATE_BY_MAX_MS));
         match fault {
             None => Go::Do,

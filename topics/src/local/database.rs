@@ -1,7 +1,7 @@
 //! The tables: topics, records, group progress.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     path::Path,
     sync::Arc,
 };
@@ -44,6 +44,8 @@ pub(super) struct Log {
     database: Database,
     /// The topics, as the table has them: read at every look at a partition.
     topics: RwLock<HashMap<TopicName, Topic>>,
+    /// Whether a commit leaves an offset without a record behind what it appended.
+    leaves_markers: bool,
 }
 
 #[derive(Clone)]
@@ -79,6 +81,13 @@ impl Log {
         Self::over(database).expect("an empty database has no broken tables")
     }
 
+    pub(super) fn with_markers(self) -> Self {
+        Self {
+            leaves_markers: true,
+            ..self
+        }
+    }
+
     fn over(database: Database) -> Result<Self, redb::Error> {
         let transaction = database.begin_write()?;
         let mut topics = HashMap::new();
@@ -112,6 +121,7 @@ impl Log {
         Ok(Self {
             database,
             topics: RwLock::new(topics),
+            leaves_markers: false,
         })
     }
 
@@ -309,15 +319,22 @@ impl Log {
                 let mut writer = Writer::open(&transaction)?;
                 let mut progress = transaction.open_table(PROGRESS)?;
                 let mut notes = transaction.open_table(NOTES)?;
+                let mut appended = BTreeSet::new();
                 for (step, (source, places)) in steps.iter().zip(&placed) {
                     for (record, (topic, partition)) in step.appends.iter().zip(places) {
                         writer.append(topic.number, *partition, record)?;
+                        appended.insert((topic.number, *partition));
                     }
                     let place = (group, source.number, step.source.index);
                     progress.insert(place, step.next_offset)?;
                     match &step.note {
                         Some(note) => drop(notes.insert(place, note.as_str())?),
                         None => drop(notes.remove(place)?),
+                    }
+                }
+                if self.leaves_markers {
+                    for (topic, partition) in appended {
+                        writer.skip(topic, partition)?;
                     }
                 }
             }
@@ -332,6 +349,7 @@ impl Log {
         let read = || -> Result<u64, redb::Error> {
             let transaction = self.database.begin_read()?;
             let (ends, progress) = (transaction.open_table(ENDS)?, transaction.open_table(PROGRESS)?);
+            let records = transaction.open_table(RECORDS)?;
             let mut lag = 0;
             for partition in partitions
                 .iter()
@@ -346,7 +364,11 @@ impl Log {
                 let done = progress
                     .get((group, topic.number, partition.index))?
                     .map_or(0, |done| done.value());
-                lag += u64::try_from(end - done).unwrap_or(0);
+                let first = (topic.number, partition.index, done);
+                let last = (topic.number, partition.index, i64::MAX);
+                if records.range(first..=last)?.next().is_some() {
+                    lag += u64::try_from(end - done).unwrap_or(0);
+                }
             }
             Ok(lag)
         };
@@ -433,6 +455,13 @@ impl<'t> Writer<'t> {
         self.records.insert((topic, partition, offset), stored)?;
         self.ends.insert((topic, partition), offset + 1)?;
         Ok(offset)
+    }
+
+    /// Leaves an offset without a record.
+    fn skip(&mut self, topic: u32, partition: i32) -> Result<(), redb::Error> {
+        let end = self.ends.get((topic, partition))?.map_or(0, |end| end.value());
+        self.ends.insert((topic, partition), end + 1)?;
+        Ok(())
     }
 }
 
