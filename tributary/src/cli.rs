@@ -38,7 +38,7 @@ pub(crate) enum Command {
     Processor,
     /// Run a sink: write outcomes as Parquet
     Sink,
-    /// Send a file of jobs, one a line, to Kafka or to a running `up`
+    /// Send a file of jobs, one a line, to Kafka, or to a running `up` or `ingest`
     Submit(SubmitArgs),
     /// Prove from the files of the lake alone: no gap, no overlap, and with --data no duplicate
     ///
@@ -67,8 +67,8 @@ pub(crate) enum Command {
     /// been rejected
     ///
     /// The jobs come when they came, and each takes the device for as long as it did. What decides about them is what does in
-    /// the services, by the weights, rates, budgets and queue limits of the set in force, and by those of the file. Prices are
-    /// those of this configuration. Tenants of other pools than `processor.pool` are left out.
+    /// the services, by the weights, rates, limits of concurrent work, budgets and queue limits of the set in force, and by
+    /// those of the file. Prices are those of this configuration. Tenants of other pools than `processor.pool` are left out.
     ///
     /// What the lake does not tell is not replayed: jobs that were rejected then, since nobody knows how long they were;
     /// priorities, so that the jobs of a tenant go in their order; and which jobs ingest read together, so that those of a
