@@ -106,11 +106,11 @@ impl ConsumerContext for MemberContext {
         match rebalance {
             Rebalance::Assign(partitions) => self.membership.assign(places(partitions)),
             Rebalance::Revoke(partitions) => {
-                // Or it would still be paused should it come back.
+                // Nobody pauses it from here on. Paused, it would still be so should it come back.
+                self.membership.revoke(places(partitions));
                 if let Err(error) = consumer.resume(partitions) {
                     tracing::debug!(%error, "a revoked partition was not resumed");
                 }
-                self.membership.revoke(places(partitions));
             }
             Rebalance::Error(error) => tracing::warn!(%error, "a rebalance failed"),
         }
@@ -230,17 +230,6 @@ impl KafkaReader {
         self.consumer.clone()
     }
 
-    fn told_list(&self, partitions: &[Partition]) -> TopicPartitionList {
-        let mut list = TopicPartitionList::new();
-        for partition in partitions
-            .iter()
-            .filter(|partition| self.told.contains_key(partition))
-        {
-            list.add_partition(partition.topic.name.as_str(), partition.index);
-        }
-        list
-    }
-
     fn ended() -> Error {
         Error::Unavailable {
             what: "read from Kafka".to_owned(),
@@ -274,15 +263,20 @@ impl Reader for KafkaReader {
 
     fn pause(&mut self, partitions: &[Partition]) -> Result<(), Error> {
         let consumer = self.consumer.upgrade().ok_or_else(Self::ended)?;
-        consumer
-            .pause(&self.told_list(partitions))
+        // What has changed hands, which the stage may not know yet, would be paused when it comes back.
+        let membership = &consumer.context().membership;
+        membership
+            .while_told(&self.told, partitions, |held| consumer.pause(&list(held)))
             .map_err(|error| failed("pause partitions", &error))
     }
 
     fn resume(&mut self, partitions: &[Partition]) -> Result<(), Error> {
         let consumer = self.consumer.upgrade().ok_or_else(Self::ended)?;
+        let told = partitions
+            .iter()
+            .filter(|partition| self.told.contains_key(partition));
         consumer
-            .resume(&self.told_list(partitions))
+            .resume(&list(told))
             .map_err(|error| failed("resume partitions", &error))
     }
 
@@ -348,6 +342,14 @@ pub(super) fn commit_progress(consumer: &GroupConsumer, mut steps: Vec<Step>) ->
             Err(error) => return Err(failed("commit the group's progress", &error)),
         }
     }
+}
+
+fn list<'a>(partitions: impl IntoIterator<Item = &'a Partition>) -> TopicPartitionList {
+    let mut list = TopicPartitionList::new();
+    for partition in partitions {
+        list.add_partition(partition.topic.name.as_str(), partition.index);
+    }
+    list
 }
 
 pub(super) fn offsets(steps: &[Step]) -> TopicPartitionList {
