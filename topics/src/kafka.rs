@@ -243,6 +243,7 @@ impl Topics for KafkaTopics {
                 let stand = standing.remove(&(name.as_str().to_owned(), index))?;
                 let of_partition = Standing {
                     behind: stand.behind(),
+                    end: stand.end,
                     note: stand.note,
                 };
                 Some(((name, index), of_partition))
