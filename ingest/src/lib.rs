@@ -23,6 +23,7 @@ mod look;
 pub mod metric_names;
 mod owner;
 mod permission;
+mod queues;
 pub mod quota;
 mod service;
 mod tally;

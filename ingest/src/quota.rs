@@ -27,6 +27,13 @@ impl Ledger {
         account.waiting_records += waiting_records;
     }
 
+    /// Nothing of `tenant`'s work waits, whatever was counted.
+    pub(crate) fn nothing_waits(&mut self, tenant: &Tenant) {
+        if let Some(account) = self.0.get_mut(tenant) {
+            account.waiting_records = 0;
+        }
+    }
+
     /// What `tenant` has spent in the day and the month of `now_ms`.
     pub fn spent(&self, tenant: &Tenant, now_ms: i64) -> Spent {
         let spendings = self.0.get(tenant).map_or(&[][..], |account| &account.spendings);

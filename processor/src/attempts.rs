@@ -1,20 +1,20 @@
 //! Which jobs were on the device when the process died: one that kills it is found, run alone, and given up.
 //!
-//! Before a core runs a micro-batch it writes down whose jobs are in it. What a start finds written down was under way when
-//! the process before it died, and is suspect: each such job runs alone, nothing beside it. Dies the process then, it was
+//! Before a core runs a micro-batch it writes down whose jobs are in it, and strikes that out when it has. What a start finds
+//! written down was under way when the process before it died, and is suspect: each such job runs alone, nothing beside it. Dies the process then, it was
 //! that job; after [`DEATHS_MAX`] of those the job fails without another attempt. So a job that kills the process costs
 //! one death more than that at each processor that comes to run it.
 //!
 //! What is written outlives the process, not the machine: it is not forced to disk, since no job takes the machine with it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::{self, Write as _},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
@@ -25,8 +25,12 @@ use crate::prepare::MicroBatch;
 
 /// So often may the process die with a job alone on the device, until the job is given up.
 pub const DEATHS_MAX: u32 = 2;
-/// The most suspects that are remembered. Those of a partition that went to another processor are never cleared here.
+/// The most suspects that are remembered beside those of the last death. Those of a partition that went to another processor
+/// are never cleared here.
 const SUSPECTS_MAX: usize = 10_000;
+/// Suspects are written anew when one in so many has been cleared since: with each one, many would cost a file of all of them
+/// each. After a death those that were cleared and are still written run alone once more.
+const CLEARED_ONE_IN: usize = 16;
 const SUSPECTS_FILE: &str = "suspects.json";
 
 /// A job by its origin.
@@ -83,13 +87,17 @@ impl Suspects {
 
     /// What is known after the process died with `under_way` on the device.
     fn after_death(mut self, under_way: Vec<Attempt>) -> Self {
+        let mut of_this_death = BTreeSet::new();
         for Attempt { alone, jobs } in under_way {
             for job in jobs {
                 *self.0.entry(job).or_default() += u32::from(alone);
+                of_this_death.insert(job);
             }
         }
         if self.0.len() > SUSPECTS_MAX {
-            self.0.retain(|_, deaths| *deaths > 0);
+            // The one that kills is among the last death's, or has killed alone.
+            self.0
+                .retain(|job, deaths| *deaths > 0 || of_this_death.contains(job));
         }
         self
     }
@@ -100,6 +108,8 @@ pub struct Attempts {
     /// None: nothing is recorded.
     folder: Option<PathBuf>,
     suspects: Mutex<Arc<Suspects>>,
+    /// How many suspects are written down and cleared since.
+    cleared: AtomicUsize,
     /// Whether it was said that the folder cannot be written.
     complained: AtomicBool,
 }
@@ -110,6 +120,7 @@ impl Attempts {
         Self {
             folder: None,
             suspects: Mutex::default(),
+            cleared: AtomicUsize::new(0),
             complained: AtomicBool::new(false),
         }
     }
@@ -130,6 +141,7 @@ impl Attempts {
         let attempts = Self {
             folder: Some(folder.to_owned()),
             suspects: Mutex::new(Arc::new(suspects)),
+            cleared: AtomicUsize::new(0),
             complained: AtomicBool::new(false),
         };
         attempts.keep_suspects(folder)?;
@@ -164,35 +176,42 @@ impl Attempts {
         });
     }
 
-    /// Clears the jobs of `batch`, which `core` has run: the process lives, whatever came of them. Of jobs that shared a
-    /// micro-batch nothing is known to be cleared.
+    /// `core` has run `batch`: the process lives, whatever came of it. Jobs that ran alone are cleared; of those that shared a
+    /// micro-batch nothing is known to be.
     pub(crate) fn end(&self, core: usize, batch: &MicroBatch) {
+        self.record(|folder| strike_out(&core_file(folder, core)));
         if !batch.alone {
             return;
         }
-        {
+        let left = {
             let mut suspects = self.suspects.lock().unwrap_or_else(PoisonError::into_inner);
             let suspects = Arc::make_mut(&mut suspects);
             for job in &batch.jobs {
                 suspects.0.remove(job);
             }
+            suspects.0.len()
+        };
+        let cleared = self.cleared.fetch_add(batch.jobs.len(), Ordering::Relaxed) + batch.jobs.len();
+        if cleared * CLEARED_ONE_IN >= left {
+            self.record(|folder| self.keep_suspects(folder));
         }
-        self.record(|folder| {
-            fs::remove_file(core_file(folder, core))?;
-            self.keep_suspects(folder)
-        });
     }
 
     /// Nothing is on the device any more.
     pub(crate) fn all_ended(&self) {
-        self.record(|folder| core_files(folder)?.into_iter().try_for_each(fs::remove_file));
+        self.record(|folder| {
+            core_files(folder)?.into_iter().try_for_each(fs::remove_file)?;
+            self.keep_suspects(folder)
+        });
     }
 
     fn keep_suspects(&self, folder: &Path) -> io::Result<()> {
         // Written beside it first: a death in the middle must not forget the others.
         let (file, draft) = (folder.join(SUSPECTS_FILE), folder.join("suspects.draft"));
         write(&draft, &*self.suspects())?;
-        fs::rename(draft, file)
+        fs::rename(draft, file)?;
+        self.cleared.store(0, Ordering::Relaxed);
+        Ok(())
     }
 
     /// A job is not held up because its attempt cannot be written down.
@@ -222,7 +241,7 @@ fn core_files(folder: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// None where the file is missing, or was only half written when the process died.
+/// None where the file is missing or struck out, or was only half written when the process died.
 fn read<T: for<'de> Deserialize<'de>>(path: &Path) -> io::Result<Option<T>> {
     match fs::read(path) {
         Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
@@ -247,6 +266,11 @@ fn overwrite(path: &Path, value: &impl Serialize) -> io::Result<()> {
     let before = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
     bytes.resize(bytes.len().max(before), b' ');
     file.write_all(&bytes)
+}
+
+/// Makes nothing of what [`overwrite`] wrote, without cutting the file either.
+fn strike_out(path: &Path) -> io::Result<()> {
+    fs::OpenOptions::new().write(true).open(path)?.write_all(b" ")
 }
 
 #[cfg(test)]
@@ -296,6 +320,70 @@ mod tests {
         assert_eq!(standings(&third, 0..4), [Clear, Suspect, Suspect, Clear]);
         third.begin(0, &batch(&[1], true));
         assert_eq!(standings(&start(), 0..4), [Clear, GivenUp, Suspect, Clear]);
+    }
+
+    #[test]
+    fn a_job_that_kills_is_found_among_however_many_jobs_were_under_way() {
+        use Standing::{Clear, GivenUp, Suspect};
+        const MANY: i64 = SUSPECTS_MAX as i64 + 2;
+        let folder = tempfile::tempdir().unwrap();
+        let start = || Attempts::open(folder.path()).unwrap();
+        let older = start();
+        older.begin(0, &batch(&[MANY], false));
+        let first = start();
+        first.begin(0, &batch(&(0..MANY).collect::<Vec<_>>(), false));
+        let second = start();
+        assert_eq!(standings(&second, 0..MANY), vec![Suspect; MANY as usize]);
+        assert_eq!(
+            standings(&second, MANY..MANY + 1),
+            [Clear],
+            "it is of an earlier death"
+        );
+        second.begin(0, &batch(&[1], true));
+        start().begin(0, &batch(&[1], true));
+        assert_eq!(standings(&start(), 1..2), [GivenUp]);
+    }
+
+    #[test]
+    fn what_had_ended_at_a_death_is_no_suspect() {
+        let folder = tempfile::tempdir().unwrap();
+        let attempts = Attempts::open(folder.path()).unwrap();
+        for core in 0..2 {
+            attempts.begin(core, &batch(&[0, 1], false));
+            attempts.end(core, &batch(&[0, 1], false));
+        }
+        attempts.begin(1, &batch(&[2], false));
+        let next = Attempts::open(folder.path()).unwrap();
+        use Standing::{Clear, Suspect};
+        assert_eq!(standings(&next, 0..3), [Clear, Clear, Suspect]);
+    }
+
+    #[test]
+    fn most_of_many_suspects_that_were_cleared_are_so_after_a_death_too_and_all_after_an_orderly_end() {
+        const MANY: i64 = 100;
+        let folder = tempfile::tempdir().unwrap();
+        let start = || Attempts::open(folder.path()).unwrap();
+        start().begin(0, &batch(&(0..MANY).collect::<Vec<_>>(), false));
+        let clears = |attempts: &Attempts, jobs: std::ops::Range<i64>| {
+            for job in jobs {
+                attempts.begin(0, &batch(&[job], true));
+                attempts.end(0, &batch(&[job], true));
+            }
+        };
+        let suspects = |attempts: &Attempts| {
+            let standings = standings(attempts, 0..MANY);
+            standings
+                .iter()
+                .filter(|standing| **standing == Standing::Suspect)
+                .count()
+        };
+        clears(&start(), 0..50);
+        let second = start();
+        let left = suspects(&second);
+        assert!((50..55).contains(&left), "{left}");
+        clears(&second, 50..99);
+        second.all_ended();
+        assert_eq!(suspects(&start()), left - 49);
     }
 
     #[test]

@@ -3,12 +3,18 @@
 use std::{
     collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::atomic::{AtomicU64, AtomicUsize, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
     time::{SystemTime, UNIX_EPOCH},
 };
 
 use schemas::{DeviceShare, ModelName};
-use tokio::time::Instant;
+use tokio::{
+    sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock},
+    time::Instant,
+};
 
 use crate::{
     cost, halving, metric_names,
@@ -24,6 +30,14 @@ pub(crate) struct Device {
     batches_ever: AtomicU64,
     /// The largest micro-batch that is worth trying, in tokens, padding included, as far as is known.
     batch_tokens_max: AtomicUsize,
+    /// Held for writing by a micro-batch that must be alone on the device, and for reading by any other.
+    in_use: Arc<RwLock<()>>,
+}
+
+/// A micro-batch's place on the device, which it has until it ends, also where nobody waits for it any more.
+pub(crate) enum Place {
+    Alone { _held: OwnedRwLockWriteGuard<()> },
+    Shared { _held: OwnedRwLockReadGuard<()> },
 }
 
 /// A micro-batch with its answers.
@@ -49,7 +63,25 @@ impl Device {
             run,
             batches_ever: AtomicU64::new(0),
             batch_tokens_max: AtomicUsize::new(usize::MAX),
+            in_use: Arc::default(),
         }
+    }
+
+    /// Waits until `batch` may run.
+    pub(crate) async fn place(&self, batch: &MicroBatch) -> Place {
+        let in_use = Arc::clone(&self.in_use);
+        if batch.alone {
+            let _held = in_use.write_owned().await;
+            Place::Alone { _held }
+        } else {
+            let _held = in_use.read_owned().await;
+            Place::Shared { _held }
+        }
+    }
+
+    /// Waits until no micro-batch is on the device.
+    pub(crate) async fn idle(&self) {
+        drop(self.in_use.write().await);
     }
 
     /// The largest micro-batch that the device's memory is known to allow, in tokens, padding included.

@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use tokio::sync::{OwnedSemaphorePermit, RwLock, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 
 use crate::{
     attempts::Attempts,
@@ -24,8 +24,6 @@ pub(crate) struct Inference {
     device: Arc<Device>,
     attempts: Arc<Attempts>,
     cores: usize,
-    /// Held for writing by a micro-batch that must be alone on the device, and for reading by any other.
-    in_use: RwLock<()>,
     /// Waited for by the cores that have nothing to do.
     feed: tokio::sync::Mutex<Feed>,
     progress: Mutex<Progress>,
@@ -65,7 +63,6 @@ impl Inference {
             device,
             attempts,
             cores,
-            in_use: RwLock::new(()),
             feed: tokio::sync::Mutex::new(Feed {
                 windows,
                 batches: VecDeque::new(),
@@ -83,16 +80,7 @@ impl Inference {
     /// Runs micro-batches on `core` until there are no more windows, or nobody takes them.
     pub(crate) async fn work(&self, core: Core) {
         while let Ok(Some((window, batch))) = self.next().await {
-            let alone = if batch.alone {
-                Some(self.in_use.write().await)
-            } else {
-                None
-            };
-            let beside = if batch.alone {
-                None
-            } else {
-                Some(self.in_use.read().await)
-            };
+            let place = self.device.place(&batch).await;
             let (device, attempts, number) = (
                 Arc::clone(&self.device),
                 Arc::clone(&self.attempts),
@@ -102,10 +90,10 @@ impl Inference {
                 attempts.begin(number, &batch);
                 let ran = device.run(&batch);
                 attempts.end(number, &batch);
+                drop(place);
                 ran
             };
             let ran = core.run(run).await;
-            drop((alone, beside));
             let given_back = self.progress(|progress| {
                 progress.windows.answer(window, ran);
                 progress.give_back(self.cores)
@@ -163,5 +151,99 @@ impl Progress {
             self.whole.try_send(window).map_err(|_| Closed)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, num::NonZeroUsize, pin::pin, sync::mpsc::Receiver};
+
+    use schemas::ModelName;
+    use tokio::{sync::Semaphore, time::Instant};
+
+    use super::*;
+    use crate::model::{EncodeError, Encoder, Tokens};
+
+    /// Says that it has begun, and ends when it may.
+    struct Slow {
+        began: mpsc::Sender<()>,
+        may_end: Mutex<Receiver<()>>,
+    }
+
+    impl Encoder for Slow {
+        fn dimension(&self) -> usize {
+            1
+        }
+
+        fn encode(&self, texts: &[Tokens]) -> Result<Vec<Vec<f32>>, EncodeError> {
+            self.began.try_send(()).unwrap();
+            self.may_end.lock().unwrap().recv().unwrap();
+            Ok(texts.iter().map(|_| vec![1.0]).collect())
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_micro_batch_is_on_the_device_until_it_ends_also_where_nobody_waits_for_it_any_more() {
+        let (began, mut has_begun) = mpsc::channel(1);
+        let (end, may_end) = std::sync::mpsc::channel();
+        let encoder: Box<dyn Encoder> = Box::new(Slow {
+            began,
+            may_end: Mutex::new(may_end),
+        });
+        let model = ModelName::new("minilm").unwrap();
+        let device = Arc::new(Device::new(
+            BTreeMap::from([(model.clone(), encoder)]),
+            "run".to_owned(),
+        ));
+        let budget = Budget {
+            jobs_max: 1,
+            bytes_max: 1,
+            lanes_max: NonZeroUsize::MIN,
+        };
+        let (windows, windows_receiver) = mpsc::channel(1);
+        let (whole, _whole_receiver) = mpsc::channel(1);
+        let inference = Inference::new(
+            Arc::clone(&device),
+            Arc::new(Attempts::unrecorded()),
+            1,
+            windows_receiver,
+            whole,
+            Pace::new(1, budget, 1),
+            watch::channel(budget).0,
+        );
+        let tokens = Tokens {
+            ids: vec![0],
+            truncated: false,
+        };
+        let batch = MicroBatch {
+            model,
+            members: vec![0],
+            texts: vec![tokens],
+            jobs: Vec::new(),
+            alone: false,
+        };
+        let window = Prepared {
+            number: 1,
+            items: Vec::new(),
+            batches: vec![batch],
+            bytes: 1,
+            taken_at: Instant::now(),
+            took_ms: 0.0,
+            place: Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap(),
+            lead: None,
+        };
+        assert!(windows.try_send(window).is_ok());
+        let working = tokio::spawn(async move { inference.work(Core::new(0)).await });
+        has_begun.recv().await.unwrap();
+        working.abort();
+        assert!(working.await.unwrap_err().is_cancelled());
+        let mut idle = pin!(device.idle());
+        tokio::select! {
+            biased;
+            () = &mut idle => panic!("it has not ended"),
+            () = std::future::ready(()) => {}
+        }
+        end.send(()).unwrap();
+        idle.await;
     }
 }

@@ -97,8 +97,8 @@ struct Lane {
     queue: Queue<Waiting>,
     /// By priority.
     bytes: [usize; 3],
-    /// What it will be in work units, about.
-    work: u64,
+    /// What it will be in work units, about, by priority.
+    work: [u64; 3],
     /// Whether it waits for its quota, and so for no turn.
     is_held_back: bool,
 }
@@ -163,7 +163,7 @@ impl Lanes {
             let estimate = cost::estimate(jobs, value.len(), self.job_tokens_max);
             let bytes = record.size_bytes();
             lane.bytes[priority as usize] += bytes;
-            lane.work += estimate;
+            lane.work[priority as usize] += estimate;
             self.bytes += bytes;
             if is_held_back {
                 self.held_back_bytes += bytes;
@@ -184,7 +184,7 @@ impl Lanes {
             lane.queue.push_back(priority, waiting);
         }
         let full = lane.bytes[priority as usize] >= self.limits.lane_bytes_max
-            || lane.work >= self.quotas.queue_work_max(tenant)
+            || lane.work[priority as usize] >= self.quotas.queue_work_max(tenant)
             || self.bytes - self.held_back_bytes >= self.limits.all_bytes_max;
         full && self
             .paused
@@ -205,10 +205,11 @@ impl Lanes {
             let before = lane.all_bytes();
             lane.queue
                 .retain(|waiting| !partitions.contains(&waiting.delivery.source));
-            (lane.bytes, lane.work) = ([0; 3], 0);
+            (lane.bytes, lane.work) = ([0; 3], [0; 3]);
             for waiting in lane.queue.iter() {
-                lane.bytes[waiting.delivery.priority as usize] += waiting.bytes;
-                lane.work += waiting.estimate;
+                let priority = waiting.delivery.priority as usize;
+                lane.bytes[priority] += waiting.bytes;
+                lane.work[priority] += waiting.estimate;
             }
             let forgotten = before - lane.all_bytes();
             *bytes -= forgotten;
@@ -297,7 +298,7 @@ impl Lanes {
             let lane = self.lanes.get_mut(tenant).expect("whose turn it is has work");
             let (priority, waiting) = lane.queue.pop_front().expect("whose turn it is has work");
             lane.bytes[priority as usize] -= waiting.bytes;
-            lane.work -= waiting.estimate;
+            lane.work[priority as usize] -= waiting.estimate;
             self.bytes -= waiting.bytes;
             bytes += waiting.bytes;
             jobs += waiting.jobs;
@@ -328,7 +329,8 @@ impl Lanes {
         }
         let low = |(tenant, priority): &(Tenant, Priority)| {
             let lane = self.lanes.get(tenant);
-            let (bytes, work) = lane.map_or((0, 0), |lane| (lane.bytes[*priority as usize], lane.work));
+            let priority = *priority as usize;
+            let (bytes, work) = lane.map_or((0, 0), |lane| (lane.bytes[priority], lane.work[priority]));
             bytes <= self.limits.lane_bytes_max / 2 && work <= self.quotas.queue_work_max(tenant) / 2
         };
         let resumable = self.paused.extract_if(.., |lane, _| low(lane));
@@ -535,6 +537,38 @@ mod tests {
             .collect();
         assert_eq!(sources, [1, 1, 0], "the high ones first");
         assert_eq!(lanes.resumable(), []);
+    }
+
+    #[test]
+    fn low_jobs_that_wait_for_a_quota_keep_no_high_ones_from_their_lane() {
+        for quota in [records_per_s(1), concurrent_records(1)] {
+            let (mut lanes, now) = (Lanes::new(WIDE, usize::MAX), Instant::now());
+            lanes.gain(&tenant(0), Low, quota, now);
+            let work_max = lanes.quotas.queue_work_max(&tenant(0));
+            let fill = i64::try_from(work_max.div_ceil(record_work().into())).unwrap();
+            let mut push = |priority, index, records| {
+                let chunk = chunk(0, index, records);
+                lanes.push(&tenant(0), priority, NonZeroU32::MIN, chunk, now)
+            };
+            assert!(push(Low, 0, 0..fill));
+            assert!(!push(High, 1, 0..fill / 2));
+            assert!(push(High, 1, fill / 2..fill));
+            let later = now + Duration::from_secs(1);
+            lanes.release(|_| NonZeroU32::MIN, later);
+            let budget = Budget {
+                jobs_max: 1,
+                bytes_max: usize::MAX,
+                lanes_max: NonZeroUsize::MAX,
+            };
+            let first = lanes.take(budget, later).waiting.remove(0).delivery;
+            assert_eq!(first.priority, High);
+            assert_eq!(lanes.resumable(), []);
+            lanes.forget(&[partition(0, 1)]);
+            assert_eq!(
+                lanes.lanes[&tenant(0)].work,
+                [work_max.next_multiple_of(record_work().into()), 0, 0]
+            );
+        }
     }
 
     #[test]

@@ -132,7 +132,7 @@ impl Quotas {
         })
     }
 
-    /// With how many work units waiting the lane of `tenant` takes no more.
+    /// With how many work units of one priority waiting the lane of `tenant` takes no more of it.
     pub(crate) fn queue_work_max(&self, tenant: &Tenant) -> u64 {
         let by_rate = self.rates.queue_work_max(tenant);
         by_rate.min(self.under_way.queue_work_max(tenant))

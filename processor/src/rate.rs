@@ -10,8 +10,8 @@ use tokio::time::Instant;
 
 use crate::parts::Part;
 
-/// A lane with a rate takes no more when what waits there would take it so long: the rest waits on its topic, and what is
-/// here lasts until more has come.
+/// A lane with a rate takes no more of a priority when what waits there of it would take so long: the rest waits on its topic,
+/// and what is here lasts until more has come.
 const QUEUE_S_MAX: u64 = 10;
 
 /// A lane that waits longer than this is looked at in between: a time so far away may be none that a clock can tell.
@@ -188,7 +188,7 @@ impl Rates {
         None
     }
 
-    /// With how many work units waiting the lane of `tenant` takes no more.
+    /// With how many work units of one priority waiting the lane of `tenant` takes no more of it.
     pub(crate) fn queue_work_max(&self, tenant: &Tenant) -> u64 {
         self.buckets.get(tenant).map_or(u64::MAX, |bucket| {
             let whole = QUEUE_S_MAX * u64::from(bucket.rate.work_units_per_s.get());

@@ -274,15 +274,23 @@ impl Service {
             committed,
             budget,
         };
-        tokio::select! {
-            biased;
-            Some(ended) = tasks.join_next() => result(ended)?,
-            routed = self.route(reader.as_mut(), windows, places, heard, shutdown) => routed?,
-        }
-        while let Some(ended) = tasks.join_next().await {
-            result(ended)?;
-        }
+        let worked = async {
+            tokio::select! {
+                biased;
+                Some(ended) = tasks.join_next() => result(ended)?,
+                routed = self.route(reader.as_mut(), windows, places, heard, shutdown) => routed?,
+            }
+            while let Some(ended) = tasks.join_next().await {
+                result(ended)?;
+            }
+            Ok(())
+        };
+        let worked = worked.await;
+        // A run after this one has cores of the same numbers: it must not begin while micro-batches of these are on the device.
+        tasks.shutdown().await;
+        self.device.idle().await;
         self.attempts.all_ended();
+        worked?;
         reader.close().await
     }
 

@@ -11,8 +11,8 @@ use tokio::time::Instant;
 
 use crate::{cost::Work, parts::Part};
 
-/// A lane with a limit takes no more when so many times what may be under way of it waits there: the rest waits on its topic,
-/// and what is here lasts until more has come …
+/// A lane with a limit takes no more of a priority when so many times what may be under way waits there of it: the rest waits
+/// on its topic, and what is here lasts until more has come …
 const QUEUE_TIMES_MAX: u64 = 4;
 
 /// … but always so many work units, some eight of the largest records: of a lane that has one under way at a time, each would
@@ -142,7 +142,7 @@ impl UnderWay {
         Some((tenant, now.duration_since(since)))
     }
 
-    /// With how many work units waiting the lane of `tenant` takes no more.
+    /// With how many work units of one priority waiting the lane of `tenant` takes no more of it.
     pub(crate) fn queue_work_max(&self, tenant: &Tenant) -> u64 {
         let limit = self.accounts.get(tenant).and_then(|account| account.limit);
         limit.map_or(u64::MAX, |(work_units_max, part)| {

@@ -1,10 +1,10 @@
-//! Tenants send more than their rate and their budget let through, while processors are killed and others join.
+//! Tenants send more than their rate, their budget and their queue let through, while processors are killed and others join.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use stories::{
     Producer,
-    cluster::{Cluster, Instance, text, wait_for},
+    cluster::{Cluster, Instance, TENANTS, text, wait_for},
 };
 
 const INGESTS: [Instance; 2] = [("ingest", 0), ("ingest", 1)];
@@ -101,6 +101,33 @@ fn a_rate_and_a_budget_are_met_by_three_processors_and_two_ingests_while_two_are
     assert_eq!(seen["duckdb"]["unbalanced_batches"], 0);
     the_rate_is_met(&cluster);
     the_budget_is_met(&cluster, budget);
+}
+
+/// Behind the last record of a partition stands the marker of the transaction that it came in, which nobody commits beyond.
+#[test]
+fn a_queue_of_one_record_lets_the_next_job_in_when_the_one_before_is_done() {
+    const JOBS: u64 = 3;
+    let (ingest, tenant) = (INGESTS[0], TENANTS[4]);
+    let mut cluster = Cluster::servers("passthrough:384");
+    let config = cluster.folder.path().join("tributary.toml");
+    // The tenant is the last thing in it.
+    let limited = std::fs::read_to_string(&config).unwrap() + "queue_records_max = 1\n";
+    std::fs::write(&config, limited).unwrap();
+    for instance in [ingest, PROCESSORS[0], ("sink", 0)] {
+        cluster.spawn(instance, &[]);
+    }
+    let file = cluster.folder.path().join("job.jsonl");
+    for number in 1..=JOBS {
+        let job = serde_json::json!({"id": number.to_string(), "tenant": tenant, "model": "minilm", "input": "one"});
+        std::fs::write(&file, job.to_string() + "\n").unwrap();
+        cluster.produce_lines(&format!("jobs.{tenant}"), &file);
+        cluster.wait_for_outcomes(number);
+        let waiting = format!("tributary_ingest_queue_records{{tenant=\"{tenant}\"}}");
+        wait_for("the queue to be empty", || cluster.metric(ingest, &waiting) == 0);
+    }
+    let succeeded = cluster.query_lake("SELECT count(*) FROM results WHERE status = 'succeeded'");
+    assert_eq!(succeeded[0][0], JOBS);
+    cluster.end();
 }
 
 /// What ran in any time is no more than the bound of ARCHITECTURE.md allows, and on the whole no less than half of the rate,

@@ -50,7 +50,9 @@ macro_rules! conformance_tests {
             a_failed_commit_shows_nothing
             a_pattern_picks_up_a_topic_that_is_created_later
             pause_and_resume_lose_nothing
+            pause_and_resume_in_the_middle_of_records_repeat_nothing
             members_of_a_group_share_its_partitions
+            a_partition_that_is_paused_when_it_is_gone_is_read_when_it_comes_back
             members_of_one_group_read_the_topics_of_their_shards_and_follow_those_that_come_later
             a_step_of_a_lost_partition_is_left_out
             a_step_of_a_lost_partition_is_left_out_after_the_new_owner_went_on
@@ -501,6 +503,29 @@ pub async fn pause_and_resume_lose_nothing(place: &Place) {
     }
 }
 
+/// A partition that is paused and resumed all the time, while its records are taken, gives each of them once.
+pub async fn pause_and_resume_in_the_middle_of_records_repeat_nothing(place: &Place) {
+    const RECORDS: i32 = 50_000;
+    let names = Names::new();
+    let topic = names.topic(&place.first, "in", 1).await;
+    let records = (0..RECORDS).map(|n| at(&topic, 0, &n.to_string()));
+    append(&place.first, records.collect()).await;
+    let mut member = Member::reader(&place.second, &names.group("g"), &only(&topic)).await;
+    let mut next = 0;
+    while next < i64::from(RECORDS) {
+        let chunk = member.chunk().await;
+        for record in &chunk.records {
+            assert_eq!(record.offset, next);
+            next += 1;
+        }
+        let partition = [chunk.partition];
+        for _ in 0..10 {
+            member.reader.pause(&partition).unwrap();
+            member.reader.resume(&partition).unwrap();
+        }
+    }
+}
+
 /// Two members have a partition each in the end, and when one leaves the other has both.
 pub async fn members_of_a_group_share_its_partitions(place: &Place) {
     let names = Names::new();
@@ -530,6 +555,28 @@ pub async fn members_of_a_group_share_its_partitions(place: &Place) {
     }
     append(&place.first, vec![at(&topic, 0, "a"), at(&topic, 1, "b")]).await;
     first.read(2).await;
+}
+
+/// A member pauses a partition that it has not yet noticed to be another's, and reads it when it has it again.
+pub async fn a_partition_that_is_paused_when_it_is_gone_is_read_when_it_comes_back(place: &Place) {
+    let names = Names::new();
+    let topic = names.topic(&place.first, "in", 2).await;
+    let group = names.group("g");
+    let mut first = Member::reader(&place.first, &group, &only(&topic)).await;
+    first.until(|member| member.assigned.len() == 2).await;
+    let mut second = Member::reader(&place.second, &group, &only(&topic)).await;
+    second.until(|member| member.assigned.len() == 1).await;
+    let gone: Vec<Partition> = second.assigned.keys().cloned().collect();
+    assert!(
+        first.assigned.contains_key(&gone[0]),
+        "the first was not told yet"
+    );
+    first.reader.pause(&gone).unwrap();
+    second.close().await;
+    first.until(|member| member.assigned.len() == 1).await;
+    first.until(|member| member.assigned.len() == 2).await;
+    append(&place.first, vec![at(&topic, gone[0].index, "a")]).await;
+    first.read(1).await;
 }
 
 /// A member that has not yet noticed that it lost a partition commits only for the others.

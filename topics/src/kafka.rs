@@ -25,7 +25,7 @@ mod settings;
 mod stall;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, hash_map::Entry},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -39,9 +39,7 @@ use rdkafka::{
 };
 use schemas::TopicName;
 
-use crate::{
-    Appender, Arrivals, Committer, Error, Reader, Record, Standing, Subscription, TopicSpec, Topics,
-};
+use crate::{Appender, Committer, Error, Reader, Record, Standing, Subscription, TopicSpec, Topics};
 use appender::KafkaAppender;
 use blocking::blocking;
 use client::{Complaints, classified, not_created};
@@ -53,6 +51,8 @@ pub use settings::{Delivery, Settings};
 
 /// How long the cluster may take to answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// What an observer is relieved of at each use. Where brokers are away it reports a few things a second.
+const REPORTS_MAX: usize = 1_000;
 
 /// Topics in a Kafka cluster.
 pub struct KafkaTopics {
@@ -121,10 +121,7 @@ impl KafkaTopics {
         &self,
         look: impl FnOnce(&last::Looker) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let (looker, config) = (
-            Arc::clone(&self.looker),
-            self.settings.consumer(last::GROUP, Arrivals::Gathered),
-        );
+        let (looker, config) = (Arc::clone(&self.looker), self.settings.observer(last::GROUP));
         let complaints = self.complaints.clone();
         blocking(move || {
             let mut looker = looker.lock().expect("no holder of this lock panics");
@@ -138,17 +135,19 @@ impl KafkaTopics {
 
     fn observer(&self, group: &str) -> Result<Arc<BaseConsumer<Complaints>>, Error> {
         let mut observers = self.observers.lock().expect("no holder of this lock panics");
-        if let Some(observer) = observers.get(group) {
-            return Ok(Arc::clone(observer));
-        }
-        let mut config = self.settings.consumer(group, Arrivals::Gathered);
-        // A stage in the middle of its commit is no reason to wait.
-        config.set("isolation.level", "read_uncommitted");
-        let observer = config
-            .create_with_context(self.complaints.clone())
-            .map_err(|error| not_created(&error))?;
-        let observer = Arc::new(observer);
-        observers.insert(group.to_owned(), Arc::clone(&observer));
+        let observer = match observers.entry(group.to_owned()) {
+            Entry::Occupied(known) => Arc::clone(known.get()),
+            Entry::Vacant(place) => {
+                let mut config = self.settings.observer(group);
+                // A stage in the middle of its commit is no reason to wait.
+                config.set("isolation.level", "read_uncommitted");
+                let observer = config
+                    .create_with_context(self.complaints.clone())
+                    .map_err(|error| not_created(&error))?;
+                Arc::clone(place.insert(Arc::new(observer)))
+            }
+        };
+        take_in(&observer);
         Ok(observer)
     }
 }
@@ -244,6 +243,7 @@ impl Topics for KafkaTopics {
                 let stand = standing.remove(&(name.as_str().to_owned(), index))?;
                 let of_partition = Standing {
                     behind: stand.behind(),
+                    end: stand.end,
                     note: stand.note,
                 };
                 Some(((name, index), of_partition))
@@ -277,6 +277,14 @@ impl Topics for KafkaTopics {
     }
 }
 
+/// Takes in what `client`, which nobody else polls, has reported since it was used last.
+fn take_in(client: &BaseConsumer<Complaints>) {
+    for _ in 0..REPORTS_MAX {
+        // Errors are told to its context, and it reads nothing.
+        drop(client.poll(Duration::ZERO));
+    }
+}
+
 /// Those of `topics` that exist.
 fn describe(
     client: &BaseProducer<Complaints>,
@@ -290,4 +298,32 @@ fn describe(
         };
         classified("describe topics", code, false, text)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use rdkafka::consumer::Consumer;
+
+    use super::*;
+
+    #[test]
+    fn what_an_observer_reports_is_told_when_it_is_used_again() {
+        let nowhere = ("bootstrap.servers".to_owned(), "127.0.0.1:1".to_owned());
+        let topics = KafkaTopics::new(Settings {
+            properties: BTreeMap::from([nowhere]),
+            delivery: Delivery::Transactional,
+            instance: "0".to_owned(),
+            replication_factor: 1,
+        });
+        // Its other client is not asked anything, so it has nothing to report.
+        let topics = topics.unwrap();
+        let began = Instant::now();
+        while !topics.complaints.explain("").contains("127.0.0.1:1") {
+            assert!(began.elapsed() < ANSWER_LIMIT, "nothing was told");
+            let observer = topics.observer("g").unwrap();
+            assert!(observer.fetch_metadata(None, Duration::from_millis(50)).is_err());
+        }
+    }
 }

@@ -86,8 +86,11 @@ pub trait Topics: Send + Sync {
 pub struct Standing {
     /// What its last commit noted there.
     pub note: Option<String>,
-    /// How many records it has yet to commit. On Kafka transaction markers count too, so it may stay above zero.
+    /// How many records it has yet to commit. On Kafka the markers of transactions and what was aborted count too, so it may
+    /// stay above zero: [`Topics::lag`] tells.
     pub behind: u64,
+    /// The offset of the next record that will be appended.
+    pub end: i64,
 }
 
 /// A topic as it should be.

@@ -262,10 +262,19 @@ pub(super) struct Stand {
     pub(super) note: Option<String>,
     /// The offset of the next record that it has yet to commit, and of the next that will be appended.
     begin: i64,
-    end: i64,
+    pub(super) end: i64,
 }
 
 impl Stand {
+    /// Of a group that has committed up to one offset in a partition of which the records from another on are left.
+    fn new(note: Option<String>, committed: Option<i64>, first: Option<i64>, end: i64) -> Self {
+        Self {
+            note,
+            begin: committed.max(first).unwrap_or(end),
+            end,
+        }
+    }
+
     pub(super) fn behind(&self) -> u64 {
         (self.end - self.begin).max(0).unsigned_abs()
     }
@@ -289,24 +298,26 @@ pub(super) fn standing(
     });
     let mut notes: HashMap<(String, i32), String> = noted.collect();
     let committed = known(&committed);
-    let without: Vec<_> = partitions
+    let ends = known(&client.offsets_for_times(list(partitions, Offset::End), ANSWER_LIMIT)?);
+    // What was committed may be before the first record that is left.
+    let unsure: Vec<_> = partitions
         .iter()
         .copied()
-        .filter(|(topic, index)| !committed.contains_key(&((*topic).to_owned(), *index)))
+        .filter(|(topic, index)| {
+            let place = ((*topic).to_owned(), *index);
+            !committed
+                .get(&place)
+                .is_some_and(|begin| ends.get(&place) == Some(begin))
+        })
         .collect();
-    let mut begins = committed;
-    if !without.is_empty() {
-        begins.extend(known(
-            &client.offsets_for_times(list(&without, Offset::Beginning), ANSWER_LIMIT)?,
-        ));
-    }
-    let ends = known(&client.offsets_for_times(list(partitions, Offset::End), ANSWER_LIMIT)?);
+    let firsts = if unsure.is_empty() {
+        HashMap::new()
+    } else {
+        known(&client.offsets_for_times(list(&unsure, Offset::Beginning), ANSWER_LIMIT)?)
+    };
     let standing = ends.into_iter().map(|(place, end)| {
-        let stand = Stand {
-            note: notes.remove(&place),
-            begin: begins.get(&place).copied().unwrap_or(end),
-            end,
-        };
+        let (committed, first) = (committed.get(&place).copied(), firsts.get(&place).copied());
+        let stand = Stand::new(notes.remove(&place), committed, first, end);
         (place, stand)
     });
     Ok(standing.collect())
@@ -352,6 +363,16 @@ mod tests {
         }
         assert!(requests.len() < 50, "{}", requests.len());
         assert!(super::requests(&[]).is_empty());
+    }
+
+    #[test]
+    fn records_that_have_expired_are_not_waited_for() {
+        let behind = |committed, first, end| Stand::new(None, committed, first, end).behind();
+        assert_eq!(behind(Some(3), Some(3), 10), 7);
+        assert_eq!(behind(Some(3), Some(8), 10), 2);
+        assert_eq!(behind(Some(3), Some(10), 10), 0);
+        assert_eq!(behind(None, Some(2), 10), 8);
+        assert_eq!(behind(Some(10), None, 10), 0);
     }
 
     #[test]

@@ -33,6 +33,7 @@ use super::{
 };
 use crate::{
     Assignment, Chunk, Error, Event, Partition, Progress, Reader, Record, Step, Subscription, TopicPattern,
+    TopicRef,
 };
 
 /// Partitions of a `group` that stand still while records wait in them.
@@ -106,11 +107,11 @@ impl ConsumerContext for MemberContext {
         match rebalance {
             Rebalance::Assign(partitions) => self.membership.assign(places(partitions)),
             Rebalance::Revoke(partitions) => {
-                // Or it would still be paused should it come back.
+                // Nobody pauses it from here on. Paused, it would still be so should it come back.
+                self.membership.revoke(places(partitions));
                 if let Err(error) = consumer.resume(partitions) {
                     tracing::debug!(%error, "a revoked partition was not resumed");
                 }
-                self.membership.revoke(places(partitions));
             }
             Rebalance::Error(error) => tracing::warn!(%error, "a rebalance failed"),
         }
@@ -208,6 +209,7 @@ impl KafkaReader {
             ids,
             events: sender,
             held: HashMap::new(),
+            unknown: BTreeMap::new(),
             lookout,
             stop,
         };
@@ -228,17 +230,6 @@ impl KafkaReader {
 
     pub(super) fn consumer(&self) -> Weak<GroupConsumer> {
         self.consumer.clone()
-    }
-
-    fn told_list(&self, partitions: &[Partition]) -> TopicPartitionList {
-        let mut list = TopicPartitionList::new();
-        for partition in partitions
-            .iter()
-            .filter(|partition| self.told.contains_key(partition))
-        {
-            list.add_partition(partition.topic.name.as_str(), partition.index);
-        }
-        list
     }
 
     fn ended() -> Error {
@@ -274,15 +265,20 @@ impl Reader for KafkaReader {
 
     fn pause(&mut self, partitions: &[Partition]) -> Result<(), Error> {
         let consumer = self.consumer.upgrade().ok_or_else(Self::ended)?;
-        consumer
-            .pause(&self.told_list(partitions))
+        // What has changed hands, which the stage may not know yet, would be paused when it comes back.
+        let membership = &consumer.context().membership;
+        membership
+            .while_told(&self.told, partitions, |held| consumer.pause(&list(held)))
             .map_err(|error| failed("pause partitions", &error))
     }
 
     fn resume(&mut self, partitions: &[Partition]) -> Result<(), Error> {
         let consumer = self.consumer.upgrade().ok_or_else(Self::ended)?;
+        let told = partitions
+            .iter()
+            .filter(|partition| self.told.contains_key(partition));
         consumer
-            .resume(&self.told_list(partitions))
+            .resume(&list(told))
             .map_err(|error| failed("resume partitions", &error))
     }
 
@@ -350,6 +346,14 @@ pub(super) fn commit_progress(consumer: &GroupConsumer, mut steps: Vec<Step>) ->
     }
 }
 
+fn list<'a>(partitions: impl IntoIterator<Item = &'a Partition>) -> TopicPartitionList {
+    let mut list = TopicPartitionList::new();
+    for partition in partitions {
+        list.add_partition(partition.topic.name.as_str(), partition.index);
+    }
+    list
+}
+
 pub(super) fn offsets(steps: &[Step]) -> TopicPartitionList {
     let mut list = TopicPartitionList::with_capacity(steps.len());
     for step in steps {
@@ -380,6 +384,8 @@ struct Poller {
     ids: TopicIds,
     events: mpsc::Sender<Result<Event, Error>>,
     held: HashMap<String, BTreeMap<i32, Held>>,
+    /// Assigned, of topics that the broker which was asked did not know: it may not have heard of them yet.
+    unknown: BTreeMap<Place, Assignment>,
     /// None where librdkafka follows the topics.
     lookout: Option<Lookout>,
     stop: Arc<AtomicBool>,
@@ -447,15 +453,26 @@ impl Poller {
         if !open.as_ref().is_some_and(|open| open.is_of(topic, index)) {
             self.send_chunk(open)?;
         }
+        if !self.unknown.is_empty() && self.unknown.contains_key(&(topic.to_owned(), index)) {
+            // It has a record, so its topic is there by now.
+            let unknown = std::mem::take(&mut self.unknown);
+            self.assign(unknown.into_iter().collect())?;
+        }
         let Some(held) = self
             .held
             .get_mut(topic)
             .and_then(|partitions| partitions.get_mut(&index))
         else {
-            // Its topic was gone when its id was asked for, and another of the same name is there by now.
+            // Its topic is gone, and another of the same name may be there by now.
             return self.fail(recreated(topic, index));
         };
         if offset < held.next_offset {
+            // librdkafka gives the last record again where its partition was paused in the moment in which it was taken.
+            let may_be_repeated = offset + 1 == held.next_offset;
+            let topic_then = Arc::clone(&held.partition.topic);
+            if may_be_repeated && self.is_still_there(&topic_then)? {
+                return Ok(());
+            }
             return self.fail(recreated(topic, index));
         }
         held.next_offset = offset + 1;
@@ -476,6 +493,7 @@ impl Poller {
                     .iter()
                     .filter_map(|(topic, index)| Some(self.held.get_mut(topic)?.remove(index)?.partition))
                     .collect();
+                self.unknown.retain(|place, _| !places.contains(place));
                 if revoked.is_empty() {
                     Ok(())
                 } else {
@@ -498,7 +516,12 @@ impl Poller {
         let mut told = Vec::new();
         for ((name, index), assignment) in assigned {
             let Some(topic) = TopicName::new(&name).ok().and_then(|name| topics.get(&name)) else {
-                tracing::warn!(topic = name, partition = index, "was assigned and does not exist");
+                tracing::warn!(
+                    topic = name,
+                    partition = index,
+                    "was assigned and is not known to the broker"
+                );
+                self.unknown.insert((name, index), assignment);
                 continue;
             };
             let partition = Partition {
@@ -519,6 +542,14 @@ impl Poller {
             Ok(())
         } else {
             self.send(Event::Assigned(told))
+        }
+    }
+
+    /// Whether `topic` was not deleted and created anew.
+    fn is_still_there(&self, topic: &TopicRef) -> Result<bool, Ended> {
+        match self.ids.ask(vec![topic.name.clone()]) {
+            Ok(topics) => Ok(topics.get(&topic.name).is_some_and(|found| found.id == topic.id)),
+            Err(error) => self.fail(error),
         }
     }
 

@@ -188,6 +188,14 @@ impl Settings {
         config
     }
 
+    /// A consumer that looks and is no member of its `group`. It is polled only while it looks, and statistics would heap up
+    /// between.
+    pub(super) fn observer(&self, group: &str) -> ClientConfig {
+        let mut config = self.consumer(group, Arrivals::Gathered);
+        config.set("statistics.interval.ms", "0");
+        config
+    }
+
     pub(super) fn producer(&self) -> ClientConfig {
         self.idempotent(&PRODUCER)
     }
@@ -359,6 +367,17 @@ mod tests {
             wait(&theirs, Arrivals::Single),
             ["1", "20"].map(|value| Some(value.to_owned()))
         );
+    }
+
+    #[test]
+    fn a_client_that_nobody_polls_gathers_no_statistics_whatever_the_user_says() {
+        let every = |config: ClientConfig| config.get("statistics.interval.ms").map(str::to_owned);
+        let settings = settings(&[("statistics.interval.ms", "1000")]);
+        assert_eq!(
+            every(settings.consumer("g", Arrivals::Gathered)).as_deref(),
+            Some("1000")
+        );
+        assert_eq!(every(settings.observer("g")).as_deref(), Some("0"));
     }
 
     #[test]

@@ -394,6 +394,7 @@ impl Log {
                     let of_partition = Standing {
                         note: notes.get(place)?.map(|note| note.value().to_owned()),
                         behind: u64::try_from(end - done).unwrap_or(0),
+                        end,
                     };
                     standing.insert((name.clone(), index), of_partition);
                 }
