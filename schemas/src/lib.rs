@@ -42,5 +42,5 @@ pub use policy::{Abuse, Budget, ModelTerms, Policies, Rate, TenantPolicy, Tenant
 pub use record::{DecodeError, Record};
 pub use shards::{Shard, Shards};
 pub use text::Text;
-pub use topic::{Door, TopicId, TopicName, TopicNames};
+pub use topic::{Door, InvalidTopicNames, TopicId, TopicName, TopicNames};
 pub use usage::{Spending, Spent};

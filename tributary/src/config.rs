@@ -332,7 +332,7 @@ impl Config {
         if let Err(mistake) = tenants::check(&self.tenants, self) {
             bail!("{mistake}");
         }
-        TopicNames::new(&self.topics.jobs, &self.topics.prefix).context("topics.jobs or topics.prefix")?;
+        TopicNames::new(&self.topics.jobs, &self.topics.prefix).context("topics.jobs and topics.prefix")?;
         Ok(())
     }
 
@@ -698,6 +698,15 @@ mod tests {
         assert!(complaint("[tenants.acme]\nmodels = ['x']\n").contains("[models.x]"));
         let price = "[models.m]\nsource = 'x'\nprice_per_device_second = '0.0000000001'\n";
         assert!(complaint(price).contains("at most 9 decimals"));
+    }
+
+    #[test]
+    fn topics_that_would_be_read_as_jobs_and_are_none_are_refused_with_both_settings() {
+        for setting in ["topics.jobs=tributary", "topics.prefix=jobs."] {
+            let error = format!("{:#}", load("", &[setting]).unwrap_err());
+            let settings = "topics.jobs and topics.prefix: with jobs on";
+            assert!(error.starts_with(settings), "{error}");
+        }
     }
 
     #[test]
