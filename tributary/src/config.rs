@@ -413,7 +413,7 @@ impl Config {
             pools: self
                 .pools
                 .iter()
-                .filter_map(|(pool, section)| Some((pool.clone(), section.models.clone()?)))
+                .map(|(pool, section)| (pool.clone(), section.models.clone()))
                 .collect(),
             input_bytes_max: self.input_bytes_max,
             currency: self.currency.clone(),
@@ -740,6 +740,14 @@ mod tests {
         };
         assert_eq!(of("gold"), ["large at 4"]);
         assert_eq!(of("shared"), ["large at 1.5", "small at 1.5"]);
+        let priced = "[pools.gold]\nprices = { large = '4' }\n";
+        let policies = load(&[&models, priced].concat(), &[]).unwrap().policies();
+        let (gold, large) = (Pool::new("gold").unwrap(), ModelName::new("large").unwrap());
+        assert_eq!(policies.pools.keys().collect::<Vec<_>>(), [&gold]);
+        assert!(
+            policies.has_model(&gold, &large),
+            "a pool that names no models has all"
+        );
         for (pool, problem) in [
             ("models = ['huge']", "pools.gold names model `huge`"),
             ("prices = { huge = '4' }", "pools.gold names model `huge`"),
