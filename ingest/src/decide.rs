@@ -637,7 +637,7 @@ mod tests {
     fn a_job_for_a_model_that_its_pool_does_not_have_is_rejected_and_one_of_another_pool_is_not() {
         let mut policies = policies();
         let (gold, minilm) = (Pool::new("gold").unwrap(), ModelName::new("minilm").unwrap());
-        policies.pools = BTreeMap::from([(gold.clone(), BTreeSet::from([minilm]))]);
+        policies.pools = BTreeMap::from([(gold.clone(), Some(BTreeSet::from([minilm])))]);
         let job = record(r#"{"id":"a","model":"bge","input":"x"}"#.to_owned());
         assert!(matches!(
             decide_under(&policies, "jobs.acme", &job),

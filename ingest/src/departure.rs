@@ -115,10 +115,11 @@ impl Departures {
             return Vec::new();
         };
         door.hold_to_what_is_held();
+        door.mend_clock(now_ms, quotas);
         let mut found = door.turn_to(interval_of(now_ms), seen, policies);
         if door.is_live(seen, now_ms) {
             found.extend(door.count(seen, policies));
-            door.throttle(seen, policies, quotas);
+            door.throttle(seen, policies, quotas, now_ms);
         }
         found
     }
@@ -206,6 +207,25 @@ impl Door {
         }
     }
 
+    /// Goes on from a clock that has gone back by more than an interval: it was ahead, and what was counted then, and who was
+    /// throttled until then, is of no time that there is.
+    fn mend_clock(&mut self, now_ms: i64, quotas: &mut Quotas) {
+        let interval = interval_of(now_ms);
+        if interval >= self.interval - 1 {
+            return;
+        }
+        self.interval = interval;
+        for (tenant, usage) in &mut self.tenants {
+            usage.go_back_to(interval);
+            quotas.throttle(tenant, now_ms);
+        }
+        for reading in self.holds.values_mut() {
+            if let Reading::Backlog { since_ms } = reading {
+                *since_ms = now_ms.min(*since_ms);
+            }
+        }
+    }
+
     /// Closes the interval under way if another is. A clock that goes back closes none.
     fn turn_to(&mut self, interval: i64, seen: &Seen<'_>, policies: &Policies) -> Vec<Departure> {
         let passed = interval - self.interval;
@@ -273,11 +293,12 @@ impl Door {
         found
     }
 
-    fn throttle(&self, seen: &Seen<'_>, policies: &Policies, quotas: &mut Quotas) {
+    fn throttle(&self, seen: &Seen<'_>, policies: &Policies, quotas: &mut Quotas, now_ms: i64) {
+        let until_ms = ((self.interval + 1) * INTERVAL_MS).min(now_ms + INTERVAL_MS);
         let is_over = |usage: &Usage| usage.is_over(Measure::Jobs) || usage.is_over(Measure::InputBytes);
         for tenant in seen.counts.keys() {
             if abuse_of(policies, tenant).throttle && self.tenants.get(tenant).is_some_and(is_over) {
-                quotas.throttle(tenant, (self.interval + 1) * INTERVAL_MS);
+                quotas.throttle(tenant, until_ms);
             }
         }
     }
@@ -512,6 +533,44 @@ mod tests {
             [BEGUN],
             "another door is another matter"
         );
+    }
+
+    #[test]
+    fn a_clock_that_was_ahead_hides_nothing_afterwards_and_throttles_nobody_until_its_date() {
+        for (ahead, passes) in [(DAY, 1), (100 * DAY, 1), (DAY, 3)] {
+            let mut departures = steady(2);
+            let throttling = Abuse {
+                throttle: true,
+                ..Abuse::default()
+            };
+            let policies = policies([acme()], throttling);
+            let policy = &policies.tenants[&acme()];
+            let mut quotas = Quotas::default();
+            let mut pass = |interval: i64, count| {
+                let (now_ms, counts) = ((BEGIN + interval) * INTERVAL_MS, jobs(count));
+                let seen = Seen {
+                    source: &partition(7, 0),
+                    last_offset: 0,
+                    youngest_ms: now_ms,
+                    counts: &counts,
+                };
+                let found = told(&departures.see(&seen, &policies, &mut quotas, now_ms));
+                let free_after = (0..1_000 * DAY).find(|later| {
+                    let then_ms = now_ms + later * INTERVAL_MS;
+                    quotas.check(&acme(), policy, "USD", then_ms).is_ok()
+                });
+                (found, free_after)
+            };
+            let back = 2 * DAY;
+            for wrong in 0..passes {
+                assert_eq!(pass(back + ahead + wrong, 5_000).1, Some(1));
+            }
+            for calm in 0..CALM_INTERVALS {
+                assert_eq!(pass(back + calm, 100), (vec![], Some(0)), "ahead by {ahead}");
+            }
+            assert_eq!(pass(back + CALM_INTERVALS, 100), (vec![ENDED], Some(0)));
+            assert_eq!(pass(back + CALM_INTERVALS + 1, 5_000), (vec![BEGUN], Some(1)));
+        }
     }
 
     #[test]

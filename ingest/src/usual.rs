@@ -63,6 +63,18 @@ impl Peaks {
         }
     }
 
+    /// The clock was ahead, and it is `hour`: what is remembered of later ones never was. Whether what came until then is
+    /// remembered still.
+    pub(crate) fn go_back_to(&mut self, hour: i64) -> bool {
+        let Some(hours) = &mut self.0 else { return true };
+        let ahead = hours.newest.saturating_sub(hour).clamp(0, HOURS as i64);
+        for wrong in hours.newest - ahead + 1..=hours.newest {
+            hours.codes[slot(wrong)] = 0;
+        }
+        hours.newest = hours.newest.min(hour);
+        ahead < HOURS as i64
+    }
+
     /// The code of the peak of `hour`; 0 where nothing came, or nobody remembers.
     fn code(&self, hour: i64) -> u8 {
         let remembered = |hours: &&Hours| (0..HOURS as i64).contains(&(hours.newest - hour));
@@ -255,6 +267,22 @@ mod tests {
             let is_remembered = hours_later < HOURS as i64;
             prop_assert_eq!(found > 0, is_remembered);
             prop_assert!(!is_remembered || (found >= value && found as f64 <= most), "{} of {}", found, value);
+        }
+
+        #[test]
+        fn what_a_clock_said_that_was_ahead_is_forgotten_and_nothing_else(
+            before in 1_u64..1_000, hours_ahead in 1..40 * HOURS_A_DAY, hours_ago in 0..20 * HOURS_A_DAY,
+        ) {
+            let mut peaks = Peaks::default();
+            peaks.note(MONDAY - hours_ago, before);
+            peaks.note(MONDAY + hours_ahead, 7_000_000);
+            let remembers = peaks.go_back_to(MONDAY);
+            prop_assert_eq!(remembers, hours_ahead < HOURS as i64);
+            let is_remembered = hours_ahead + hours_ago < HOURS as i64;
+            for ago in 0..HOURS as i64 {
+                let expected = if ago == hours_ago && is_remembered { encoded(before) } else { 0 };
+                prop_assert_eq!(peaks.code(MONDAY - ago), expected, "{} hours ago", ago);
+            }
         }
 
         /// Whatever came, on whichever days and in whichever order, as often as not behind the clock.

@@ -4,6 +4,11 @@ use std::{borrow::Cow, collections::BTreeMap};
 
 use serde::{Deserialize, Serialize};
 
+use crate::text::printable;
+
+/// An error repeats so much of what the producer wrote, which may be a whole text.
+const PROBLEM_CHARS_MAX: usize = 400;
+
 /// A job as its producer wrote it. Nothing in it is checked but its shape: names become checked types at admission.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -54,14 +59,31 @@ impl Priority {
     pub const ALL: [Self; 3] = [Self::Low, Self::Normal, Self::High];
 }
 
+/// Why bytes are no job: what is wrong, in printable characters and few of them, and at which line and column.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct NotAJob(String);
+
+impl From<serde_json::Error> for NotAJob {
+    fn from(error: serde_json::Error) -> Self {
+        let place = format!(" at line {} column {}", error.line(), error.column());
+        let whole = error.to_string();
+        let (problem, place) = match whole.strip_suffix(&place) {
+            Some(problem) => (problem, place.as_str()),
+            None => (whole.as_str(), ""),
+        };
+        Self(printable(problem, PROBLEM_CHARS_MAX) + place)
+    }
+}
+
 impl<'a> Job<'a> {
     /// Reads a job from the value of a record.
     ///
     /// # Errors
     /// What is wrong and at which line and column: broken JSON, invalid UTF-8, a missing, repeated, unknown or wrongly
     /// typed field.
-    pub fn decode(value: &'a [u8]) -> Result<Self, serde_json::Error> {
-        serde_json::from_slice(value)
+    pub fn decode(value: &'a [u8]) -> Result<Self, NotAJob> {
+        Ok(serde_json::from_slice(value)?)
     }
 }
 
@@ -121,6 +143,19 @@ mod tests {
             error.to_string().contains("invalid unicode code point"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_mistake_repeats_little_of_what_was_written_and_nothing_that_a_terminal_obeys() {
+        let long = "x".repeat(1 << 20);
+        let text_for_table = format!(r#"{{"model":"m","input":"a","labels":"\u001b[2J{long}"}}"#);
+        let unknown_field = format!(r#"{{"model":"m","\u001b[2J{long}":"a"}}"#);
+        for value in [text_for_table, unknown_field] {
+            let error = Job::decode(value.as_bytes()).unwrap_err().to_string();
+            assert!(error.contains(r"\u{1b}[2Jxxx"), "{error}");
+            assert!(error.contains("… at line 1 column 10"), "{error}");
+            assert!(error.len() < 500, "{} bytes", error.len());
+        }
     }
 
     #[test]

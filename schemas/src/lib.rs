@@ -31,7 +31,7 @@ pub use audit::{
     Activity, Actor, AuditEvent, AuditEvents, Finding, FindingStage, Measure, Operation, Origins,
 };
 pub use embedding::Embedding;
-pub use job::{Job, Priority};
+pub use job::{Job, NotAJob, Priority};
 pub use names::{InvalidName, JobId, ModelName, Pool, Tenant};
 pub use origin::{Origin, Route};
 pub use outcome::{
@@ -41,6 +41,6 @@ pub use outcome::{
 pub use policy::{Abuse, Budget, ModelTerms, Policies, Rate, TenantPolicy, TenantSet, Tenants};
 pub use record::{DecodeError, Record};
 pub use shards::{Shard, Shards};
-pub use text::Text;
-pub use topic::{Door, TopicId, TopicName, TopicNames};
+pub use text::{Text, printable};
+pub use topic::{Door, InvalidTopicNames, TopicId, TopicName, TopicNames};
 pub use usage::{Spending, Spent};

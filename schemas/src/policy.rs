@@ -37,8 +37,8 @@ pub struct Policies {
     pub tenants: Tenants,
     /// The known models.
     pub models: BTreeMap<ModelName, ModelTerms>,
-    /// The models that the processors of a pool have; those of one that is not here have all.
-    pub pools: BTreeMap<Pool, BTreeSet<ModelName>>,
+    /// The pools that are configured, and the models that their processors have; none, or a pool that is not here, means all.
+    pub pools: BTreeMap<Pool, Option<BTreeSet<ModelName>>>,
     /// The most bytes that the texts of a job may have.
     pub input_bytes_max: usize,
     /// ISO 4217, such as `USD`: the currency of every price.
@@ -193,7 +193,8 @@ impl Policies {
 
     /// Whether the processors of `pool` have `model`.
     pub fn has_model(&self, pool: &Pool, model: &ModelName) -> bool {
-        self.pools.get(pool).is_none_or(|models| models.contains(model))
+        let models = self.pools.get(pool).and_then(Option::as_ref);
+        models.is_none_or(|models| models.contains(model))
     }
 
     /// The weight of `tenant`; that of one that is not known any more is 1.

@@ -89,6 +89,27 @@ pub enum Door {
     Tenant(Tenant),
 }
 
+/// Why two settings give no names of topics.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidTopicNames {
+    /// A name breaks Kafka's rule, or leaves no room for a tenant of 63 characters.
+    #[error(transparent)]
+    Name(#[from] InvalidName),
+    /// An internal topic would be read as one of jobs.
+    #[error(
+        "with jobs on `{jobs}` and `{jobs}.<tenant>`, and internal topics called `{prefix}…`, `{internal}` would be both: \
+         call the jobs otherwise, such as `jobs`, or let the prefix not begin with `{jobs}.`"
+    )]
+    Confused {
+        /// The shared topic of jobs.
+        jobs: TopicName,
+        /// What every internal topic's name begins with.
+        prefix: String,
+        /// What such a name looks like.
+        internal: String,
+    },
+}
+
 /// Which topic serves which stage. Jobs arrive on `jobs` and `jobs.<tenant>`; the rest is internal and prefixed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TopicNames {
@@ -100,15 +121,40 @@ impl TopicNames {
     /// The names under `jobs`, the shared topic of jobs, and `prefix`, which every internal topic's name begins with.
     ///
     /// # Errors
-    /// [`InvalidName`] when the two leave no room for a tenant of 63 characters or break Kafka's rule.
-    pub fn new(jobs: &TopicName, prefix: &str) -> Result<Self, InvalidName> {
+    /// [`InvalidTopicNames`] when the two leave no room for a tenant of 63 characters, break Kafka's rule, or let an internal
+    /// topic be called as one of jobs.
+    pub fn new(jobs: &TopicName, prefix: &str) -> Result<Self, InvalidTopicNames> {
         let longest = "x".repeat(63);
         TopicName::new(&format!("{jobs}.{longest}"))?;
         TopicName::new(&format!("{prefix}work.{longest}.normal.{longest}"))?;
-        Ok(Self {
+        let names = Self {
             jobs: jobs.clone(),
             prefix: prefix.into(),
-        })
+        };
+        match names.both() {
+            None => Ok(names),
+            Some(internal) => Err(InvalidTopicNames::Confused {
+                jobs: names.jobs,
+                prefix: prefix.to_owned(),
+                internal,
+            }),
+        }
+    }
+
+    /// What is an internal topic, and one of jobs too.
+    fn both(&self) -> Option<String> {
+        let doors = self.doors_prefix();
+        let is_of_jobs = |topic: &TopicName| {
+            let under = topic.as_str().strip_prefix(&doors);
+            *topic == self.jobs || under.is_some_and(|segment| !segment.contains('.'))
+        };
+        let alone = [self.dead_letters(), self.audit(), self.policies()];
+        let of_tenants = [self.all_work_prefix(), self.outcomes_prefix()];
+        alone
+            .into_iter()
+            .find(is_of_jobs)
+            .map(|topic| topic.to_string())
+            .or_else(|| of_tenants.into_iter().find(|prefix| doors.starts_with(prefix)))
     }
 
     /// The shared topic of jobs.
@@ -200,6 +246,8 @@ impl TopicNames {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn names() -> TopicNames {
@@ -245,6 +293,60 @@ mod tests {
         assert_eq!(id.to_string(), "-_8AAQIDBAUGBwgJCgsMDQ");
         assert_eq!(id.to_string().parse(), Ok(id));
         assert!("short".parse::<TopicId>().is_err());
+    }
+
+    #[test]
+    fn names_under_which_the_audit_would_be_read_as_jobs_are_refused() {
+        let new = |jobs, prefix| TopicNames::new(&TopicName::new(jobs).unwrap(), prefix);
+        for (jobs, prefix, internal) in [
+            ("tributary", "tributary.", "tributary.dead-letters"),
+            ("jobs", "jobs.", "jobs.dead-letters"),
+            ("jobs", "jobs.a-", "jobs.a-dead-letters"),
+            ("audit", "", "audit"),
+            ("work", "", "work."),
+            ("t.outcomes.acme", "t.", "t.outcomes."),
+        ] {
+            let error = new(jobs, prefix).unwrap_err().to_string();
+            assert!(error.contains(&format!("`{internal}` would be both")), "{error}");
+        }
+        for (jobs, prefix) in [
+            ("jobs", ""),
+            ("tributary.jobs", "tributary."),
+            ("jobs", "jobs.internal."),
+        ] {
+            assert!(new(jobs, prefix).is_ok(), "`{jobs}` and `{prefix}`");
+        }
+    }
+
+    /// Of the words of which topics' names are made, so that names meet.
+    fn words(count: std::ops::Range<usize>) -> impl Strategy<Value = Vec<&'static str>> {
+        let words = prop::sample::select(vec!["jobs", "work", "outcomes", "audit", "policies", "low", "t"]);
+        prop::collection::vec(words, count)
+    }
+
+    proptest! {
+        #[test]
+        fn no_internal_topic_is_a_door_under_names_that_are_accepted(
+            jobs in words(1..5), prefix in words(0..4), end in prop::sample::select(vec!["", ".", "-", ".t"]),
+            tenant in words(1..2), pool in words(1..2),
+        ) {
+            let jobs = TopicName::new(&jobs.join(".")).unwrap();
+            let prefix = format!("{}{end}", prefix.join("."));
+            if let Ok(names) = TopicNames::new(&jobs, &prefix) {
+                let (tenant, pool) = (Tenant::new(tenant[0]).unwrap(), Pool::new(pool[0]).unwrap());
+                let work = Priority::ALL.map(|priority| names.work(&pool, priority, &tenant));
+                let others = [names.outcomes(&tenant), names.dead_letters(), names.audit(), names.policies()];
+                for internal in work.iter().chain(&others) {
+                    prop_assert_eq!(names.door(internal), None, "`{}`", internal);
+                    let segment = internal.as_str().strip_prefix(&names.doors_prefix());
+                    prop_assert!(segment.is_none_or(|segment| segment.contains('.')), "`{}`", internal);
+                }
+                for of_jobs in [names.jobs(), names.jobs_of(&tenant)] {
+                    prop_assert_eq!(names.tenant_of_outcomes(&of_jobs), None);
+                    prop_assert_eq!(names.owner_of_work(&pool, &of_jobs), None);
+                }
+            }
+        }
     }
 
     #[test]

@@ -381,7 +381,9 @@ fn policies(seed: u64) -> Policies {
         topics: TopicNames::new(&jobs, "t.").expect("names"),
         tenants: BTreeMap::from([(acme(), tenant), (globex(), of_little_money)]),
         models: BTreeMap::from([(minilm(), terms)]),
-        pools: pools().map(|pool| (pool, BTreeSet::from([minilm()]))).collect(),
+        pools: pools()
+            .map(|pool| (pool, Some(BTreeSet::from([minilm()]))))
+            .collect(),
         input_bytes_max: 1_000,
         currency: "USD".to_owned(),
     }

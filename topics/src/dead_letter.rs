@@ -1,8 +1,11 @@
 //! Bytes that nobody can decode: kept untouched, with where they stood and why, in the headers that Kafka Connect uses.
 
-use schemas::TopicName;
+use schemas::{TopicName, printable};
 
 use crate::{Append, Header, Partition, Record};
+
+/// A reason may repeat what the producer wrote, which may be anything.
+const REASON_CHARS_MAX: usize = 500;
 
 const TOPIC: &str = "__connect.errors.topic";
 const PARTITION: &str = "__connect.errors.partition";
@@ -31,7 +34,7 @@ pub fn dead_letter(
         Header::text(PARTITION, &source.index.to_string()),
         Header::text(OFFSET, &record.offset.to_string()),
         Header::text(STAGE, "VALUE_CONVERTER"),
-        Header::text(REASON, reason),
+        Header::text(REASON, &printable(reason, REASON_CHARS_MAX)),
         Header::text(TOPIC_ID, &source.topic.id.to_string()),
         Header::text(TIMESTAMP_MS, &record.timestamp_ms.to_string()),
     ]);
@@ -65,7 +68,7 @@ pub struct DeadLetter {
     pub partition: i32,
     /// and its offset there.
     pub offset: i64,
-    /// Why it could not be decoded.
+    /// Why it could not be decoded, in printable characters.
     pub reason: String,
     /// The record as it was: key, value, headers and time. Its offset is that of the dead letter.
     pub record: Record,
@@ -94,7 +97,7 @@ impl Letter {
             topic: TopicName::new(last(TOPIC)?).ok()?,
             partition: last(PARTITION)?.parse().ok()?,
             offset: last(OFFSET)?.parse().ok()?,
-            reason: last(REASON)?.to_owned(),
+            reason: printable(last(REASON)?, REASON_CHARS_MAX),
             record: original,
         }))
     }
@@ -215,6 +218,41 @@ mod tests {
         };
         assert_eq!((letter.offset, letter.reason.as_str()), (42, "still no JSON"));
         assert_eq!(letter.record.headers, record.headers);
+    }
+
+    #[test]
+    fn a_reason_is_short_and_printable_whoever_wrote_it() {
+        let topic = TopicName::new("dead-letters").unwrap();
+        let id = TopicId::from_bytes([1; 16]);
+        let name = topic.clone();
+        let source = Partition {
+            topic: Arc::new(TopicRef { name, id }),
+            index: 0,
+        };
+        let record = Record {
+            offset: 0,
+            timestamp_ms: 0,
+            stamped_by_log: false,
+            key: None,
+            value: None,
+            headers: Vec::new(),
+        };
+        let raw = format!("\x1b[2J{}", "x".repeat(1 << 20));
+        let append = dead_letter(&source, &record, &raw, topic, 0);
+        let written = append.headers.iter().find(|header| header.name == REASON);
+        let expected = format!("\\u{{1b}}[2J{}…", "x".repeat(496));
+        assert_eq!(written.unwrap(), &Header::text(REASON, &expected));
+        let mut of_others = stood(append, 0);
+        for header in &mut of_others.headers {
+            if header.name == REASON {
+                *header = Header::text(REASON, &raw);
+            }
+        }
+        let read = Letter::read(&of_others);
+        assert!(
+            matches!(&read, Some(Letter::Dead(letter)) if letter.reason == expected),
+            "{read:?}"
+        );
     }
 
     #[test]

@@ -332,7 +332,7 @@ impl Config {
         if let Err(mistake) = tenants::check(&self.tenants, self) {
             bail!("{mistake}");
         }
-        TopicNames::new(&self.topics.jobs, &self.topics.prefix).context("topics.jobs or topics.prefix")?;
+        TopicNames::new(&self.topics.jobs, &self.topics.prefix).context("topics.jobs and topics.prefix")?;
         Ok(())
     }
 
@@ -413,7 +413,7 @@ impl Config {
             pools: self
                 .pools
                 .iter()
-                .filter_map(|(pool, section)| Some((pool.clone(), section.models.clone()?)))
+                .map(|(pool, section)| (pool.clone(), section.models.clone()))
                 .collect(),
             input_bytes_max: self.input_bytes_max,
             currency: self.currency.clone(),
@@ -701,6 +701,15 @@ mod tests {
     }
 
     #[test]
+    fn topics_that_would_be_read_as_jobs_and_are_none_are_refused_with_both_settings() {
+        for setting in ["topics.jobs=tributary", "topics.prefix=jobs."] {
+            let error = format!("{:#}", load("", &[setting]).unwrap_err());
+            let settings = "topics.jobs and topics.prefix: with jobs on";
+            assert!(error.starts_with(settings), "{error}");
+        }
+    }
+
+    #[test]
     fn a_limit_of_nothing_under_which_a_service_would_stand_still_is_refused() {
         for setting in [
             "topics.jobs_partitions",
@@ -731,6 +740,14 @@ mod tests {
         };
         assert_eq!(of("gold"), ["large at 4"]);
         assert_eq!(of("shared"), ["large at 1.5", "small at 1.5"]);
+        let priced = "[pools.gold]\nprices = { large = '4' }\n";
+        let policies = load(&[&models, priced].concat(), &[]).unwrap().policies();
+        let (gold, large) = (Pool::new("gold").unwrap(), ModelName::new("large").unwrap());
+        assert_eq!(policies.pools.keys().collect::<Vec<_>>(), [&gold]);
+        assert!(
+            policies.has_model(&gold, &large),
+            "a pool that names no models has all"
+        );
         for (pool, problem) in [
             ("models = ['huge']", "pools.gold names model `huge`"),
             ("prices = { huge = '4' }", "pools.gold names model `huge`"),

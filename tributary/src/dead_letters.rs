@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
-use schemas::{Action, AuditEvent, Operation, TopicName};
+use schemas::{Action, AuditEvent, Operation, TopicName, printable};
 use topics::{Append, DeadLetter, Event, Letter, Topics, replay_begins};
 
 use crate::{
@@ -28,7 +28,7 @@ const SILENCE: Duration = Duration::from_secs(3);
 const REPLAY: &str = "tributary dead-letters replay";
 /// The audit tells of so many letters which they were.
 const LETTERS_TOLD_MAX: usize = 100;
-/// A value is shown up to this many characters.
+/// A key, a header and the value are shown up to this many characters.
 const SHOWN_CHARS_MAX: usize = 2_000;
 
 /// Lists, shows or replays dead letters.
@@ -254,35 +254,76 @@ fn stood(letter: &DeadLetter) -> String {
 }
 
 fn show(letter: &DeadLetter, replayed: bool, raw: bool) -> anyhow::Result<()> {
-    let value = letter.record.value.as_deref();
     if raw {
+        let value = letter.record.value.as_deref();
         return Ok(std::io::stdout().write_all(value.unwrap_or_default())?);
     }
-    print(&format!("stood at   {}", stood(letter)))?;
-    print(&format!("reason     {}", letter.reason))?;
+    described(letter, replayed)
+        .iter()
+        .try_for_each(|line| print(line))
+}
+
+/// What there is to say of a letter, for a terminal. Its key, headers and value are whatever a producer wrote.
+fn described(letter: &DeadLetter, replayed: bool) -> Vec<String> {
+    let text = |bytes: &[u8]| printable(&String::from_utf8_lossy(bytes), SHOWN_CHARS_MAX);
+    let mut lines = vec![
+        format!("stood at   {}", stood(letter)),
+        format!("reason     {}", letter.reason),
+    ];
     if let Some(time) = chrono::DateTime::from_timestamp_millis(letter.record.timestamp_ms) {
-        print(&format!("written    {}", time.to_rfc3339()))?;
+        lines.push(format!("written    {}", time.to_rfc3339()));
     }
-    print(&format!("replayed   {}", if replayed { "yes" } else { "no" }))?;
+    lines.push(format!("replayed   {}", if replayed { "yes" } else { "no" }));
     if let Some(key) = &letter.record.key {
-        print(&format!("key        {}", String::from_utf8_lossy(key)))?;
+        lines.push(format!("key        {}", text(key)));
     }
     for header in &letter.record.headers {
-        let value = header.value.as_deref().map(String::from_utf8_lossy);
-        print(&format!(
-            "header     {}: {}",
-            header.name,
-            value.unwrap_or_default()
-        ))?;
+        let (name, value) = (text(header.name.as_bytes()), header.value.as_deref());
+        lines.push(format!("header     {name}: {}", text(value.unwrap_or_default())));
     }
-    let Some(value) = value else {
-        return print("value      none: a tombstone");
-    };
-    let text = String::from_utf8_lossy(value);
-    let shown: String = text.chars().take(SHOWN_CHARS_MAX).collect();
-    let more = if shown.len() < text.len() { " …" } else { "" };
-    print(&format!(
-        "value      {} bytes, --raw writes them as they are:\n{shown}{more}",
-        value.len()
-    ))
+    lines.push(match letter.record.value.as_deref() {
+        None => "value      none: a tombstone".to_owned(),
+        Some(value) => format!(
+            "value      {} bytes, --raw writes them as they are:\n{}",
+            value.len(),
+            text(value)
+        ),
+    });
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use topics::{Header, Record};
+
+    use super::*;
+
+    #[test]
+    fn what_a_producer_wrote_gives_no_command_to_the_terminal_of_whoever_looks_at_it() {
+        let record = Record {
+            offset: 7,
+            timestamp_ms: 0,
+            stamped_by_log: false,
+            key: Some("k\x1b]0;title\x07".into()),
+            value: Some(format!("{{\x1b[2J\r{}", "x".repeat(SHOWN_CHARS_MAX)).into()),
+            headers: vec![Header::text("h\x1b[1m", "v\x1b[1m")],
+        };
+        let letter = DeadLetter {
+            topic: TopicName::new("jobs").unwrap(),
+            partition: 0,
+            offset: 3,
+            reason: "no JSON".to_owned(),
+            record,
+        };
+        let lines = described(&letter, false);
+        assert_eq!(lines[0], "stood at   jobs[0]@3");
+        assert_eq!(lines[4], r"key        k\u{1b}]0;title\u{7}");
+        assert_eq!(lines[5], r"header     h\u{1b}[1m: v\u{1b}[1m");
+        let (said, value) = lines[6].split_once('\n').unwrap();
+        assert_eq!(said, "value      2006 bytes, --raw writes them as they are:");
+        assert!(
+            value.starts_with(r"{\u{1b}[2J\rxx") && value.ends_with("x…"),
+            "{value}"
+        );
+    }
 }

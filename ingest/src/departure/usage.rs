@@ -86,6 +86,26 @@ impl Usage {
         self.states = Default::default();
     }
 
+    /// The clock was ahead: what it knows is of the time until `interval`, which begins.
+    pub(super) fn go_back_to(&mut self, interval: i64) {
+        let hour = hour_of(interval);
+        let is_known = self.peaks.iter_mut().fold(true, |is_known, peaks| {
+            let remembers = peaks.go_back_to(hour);
+            is_known && remembers
+        });
+        self.known_since = if is_known {
+            self.known_since.min(hour)
+        } else {
+            hour
+        };
+        self.begin_interval();
+    }
+
+    fn begin_interval(&mut self) {
+        self.counts = Counts::default();
+        self.limits = None;
+    }
+
     /// Adds to the interval under way, and says in what it departs from now on.
     pub(super) fn count(&mut self, more: Counts, interval: i64, abuse: &Abuse) -> Vec<Measure> {
         if self.limits.is_none() {
@@ -149,8 +169,7 @@ impl Usage {
                 most.map_or(count, |limit| limit.most.min(count)),
             );
         }
-        self.counts = Counts::default();
-        self.limits = None;
+        self.begin_interval();
         let ended = Measure::ALL.into_iter().zip(ended);
         ended.filter_map(|(measure, uid)| Some((measure, uid?))).collect()
     }

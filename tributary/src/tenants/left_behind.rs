@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use schemas::{Pool, Priority, Tenant, Tenants, TopicName, TopicNames};
+use schemas::{Pool, Priority, Tenant, Tenants, TopicName};
 use topics::{Subscription, TopicPattern, Topics};
 
 use crate::{cli, config::Config};
@@ -14,8 +14,7 @@ pub(super) async fn print(
     in_force: &Tenants,
     tenants: &Tenants,
 ) -> anyhow::Result<()> {
-    let pools = [&Pool::default(), &config.processor.pool];
-    let left = left(&config.topics.names(), &pools, in_force, tenants);
+    let left = left(config, in_force, tenants);
     let names: Vec<TopicName> = left.keys().cloned().collect();
     for topic in topics.partitions(&names).await?.into_keys() {
         let pool = &left[&topic];
@@ -34,17 +33,14 @@ pub(super) async fn print(
     Ok(())
 }
 
-/// The topics of work that tenants of either set may have had in any pool of theirs, or of `pools`, and that no job goes to
-/// under `tenants`; with the pool of each.
-fn left(
-    names: &TopicNames,
-    pools: &[&Pool],
-    in_force: &Tenants,
-    tenants: &Tenants,
-) -> BTreeMap<TopicName, Pool> {
+/// The topics of work that tenants of either set may have had in any pool of theirs, or that is configured, and that no job
+/// goes to under `tenants`; with the pool of each.
+fn left(config: &Config, in_force: &Tenants, tenants: &Tenants) -> BTreeMap<TopicName, Pool> {
+    let (names, shared) = (config.topics.names(), Pool::default());
+    let configured = config.pools.keys().chain([&config.processor.pool, &shared]);
     let sets = || in_force.iter().chain(tenants);
     let of_tenants = sets().map(|(_, policy)| &policy.pool);
-    let pools: BTreeSet<&Pool> = of_tenants.chain(pools.iter().copied()).collect();
+    let pools: BTreeSet<&Pool> = of_tenants.chain(configured).collect();
     let all = sets().flat_map(|(tenant, _)| pools.iter().map(move |pool| (tenant, *pool)));
     let left = all.filter(|(tenant, pool)| tenants.get(*tenant).is_none_or(|policy| policy.pool != **pool));
     let topics = |(tenant, pool): (&Tenant, &Pool)| {
@@ -58,6 +54,7 @@ mod tests {
     use schemas::TenantPolicy;
 
     use super::*;
+    use crate::config::{Example, Sources};
 
     #[test]
     fn what_a_tenant_leaves_or_has_left_is_every_pool_but_its_own() {
@@ -71,15 +68,26 @@ mod tests {
             });
             named.collect()
         };
-        let names = TopicNames::new(&TopicName::new("jobs").unwrap(), "").unwrap();
+        let sources = Sources {
+            config: None,
+            set: ["topics.prefix=", "pools.silver.shards={count=8,per_tenant=2}"]
+                .map(str::to_owned)
+                .into(),
+        };
+        let config = Config::load(&sources, Example::Never).unwrap();
         let (old, new) = (
             of(&[("acme", "shared"), ("globex", "gold")]),
             of(&[("acme", "gold")]),
         );
-        let left = left(&names, &[&Pool::default()], &old, &new);
+        let left = left(&config, &old, &new);
         let left: Vec<&str> = left.keys().map(TopicName::as_str).collect();
-        assert_eq!(left.len(), 9);
-        for topic in ["work.gold.globex", "work.shared.acme", "work.shared.high.globex"] {
+        assert_eq!(left.len(), 15);
+        for topic in [
+            "work.gold.globex",
+            "work.shared.acme",
+            "work.shared.high.globex",
+            "work.silver.acme",
+        ] {
             assert!(left.contains(&topic), "{topic}: {left:?}");
         }
     }
