@@ -11,13 +11,14 @@ use schemas::{
     Action, Actor, AuditEvent, AuditEvents, Operation, ReasonCode, Record as _, TopicName, TopicNames,
 };
 use tokio_util::sync::CancellationToken;
-use topics::{Append, Appender, Topics};
+use topics::{Append, Appender as _, Topics};
 
 use crate::{
     access,
     cli::{AuditCommand, print},
     config::Config,
     followed_file::looks,
+    renewed::RenewedAppender,
     shutdown::or_given_up,
 };
 
@@ -187,14 +188,14 @@ impl Told {
 }
 
 async fn append(
-    appender: &mut Option<Box<dyn Appender>>,
+    appender: &mut Option<RenewedAppender>,
     topics: &Arc<dyn Topics>,
     names: &TopicNames,
     events: &[AuditEvent],
 ) -> Result<(), topics::Error> {
     let appender = match appender {
         Some(appender) => appender,
-        None => appender.insert(topics.appender().await?),
+        None => appender.insert(RenewedAppender::open(Arc::clone(topics)).await?),
     };
     let appends = appends(&names.audit(), events.to_vec());
     let appended = appender.append(appends).await;

@@ -16,7 +16,9 @@ use crate::{
     config::{Config, Delivery, TopicsKind},
     followed_file::Follows,
     health::{Health, State},
-    http, identity, shutdown,
+    http, identity,
+    renewed::RenewedAppender,
+    shutdown,
     supervise::keep_running,
     tenants::Follower,
 };
@@ -201,7 +203,8 @@ pub(crate) async fn run_stage(
                 async move {
                     topics.ensure(&jobs).await?;
                     if let Some(door) = door.filter(|door| !door.initialized()) {
-                        let opened = HttpDoor::new(topics.appender().await?, config.topics.jobs.clone());
+                        let appender = RenewedAppender::open(Arc::clone(&topics)).await?;
+                        let opened = HttpDoor::new(Box::new(appender), config.topics.jobs.clone());
                         // Ingest alone opens it, and runs once at a time.
                         let _ = door.set(opened);
                     }
