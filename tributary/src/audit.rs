@@ -195,7 +195,10 @@ async fn append(
 ) -> Result<(), topics::Error> {
     let appender = match appender {
         Some(appender) => appender,
-        None => appender.insert(RenewedAppender::open(Arc::clone(topics)).await?),
+        None => {
+            topics.ensure(&[ingest::Service::audit_spec(names)]).await?;
+            appender.insert(RenewedAppender::open(Arc::clone(topics)).await?)
+        }
     };
     let appends = appends(&names.audit(), events.to_vec());
     let appended = appender.append(appends).await;
@@ -280,6 +283,7 @@ mod tests {
     use topics::local::LocalTopics;
 
     use super::*;
+    use crate::renewed::tests::Ending;
 
     #[test]
     fn of_many_events_in_a_second_some_are_told_and_the_others_are_counted() {
@@ -308,13 +312,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_told_before_the_end_is_appended() {
+    async fn what_was_told_before_the_end_is_appended_though_nobody_has_made_the_topic() {
         let topics: Arc<dyn Topics> = Arc::new(LocalTopics::in_memory());
         let names = TopicNames::new(&TopicName::new("jobs").unwrap(), "tributary.").unwrap();
-        topics
-            .ensure(&[ingest::Service::audit_spec(&names)])
-            .await
-            .unwrap();
         let (auditor, shutdown) = (Auditor::of("ingest-0".to_owned()), CancellationToken::new());
         auditor.tell(
             Operation::TakeKeys,
@@ -337,7 +337,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_could_not_be_appended_at_the_end_is_not_passed_over() {
-        let topics: Arc<dyn Topics> = Arc::new(LocalTopics::in_memory());
+        let topics: Arc<dyn Topics> = Ending::first(1);
         let names = TopicNames::new(&TopicName::new("jobs").unwrap(), "tributary.").unwrap();
         let (auditor, shutdown) = (Auditor::of("ingest-0".to_owned()), CancellationToken::new());
         shutdown.cancel();
@@ -345,6 +345,6 @@ mod tests {
         assert!(all.await, "nothing was told");
         auditor.tell(Operation::TakeKeys, "keys.json", None, String::new());
         let all = auditor.keep_appending(topics, names, &shutdown);
-        assert!(!all.await, "there is no such topic");
+        assert!(!all.await, "the appender was at its end");
     }
 }

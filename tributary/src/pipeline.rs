@@ -109,9 +109,7 @@ pub(crate) async fn serve(config: Config, stages: &[Stage]) -> anyhow::Result<()
     running.spawn(follower.audited(auditor.clone()).run(shutdown.clone()));
     running.spawn(keys.run(shutdown.clone()));
     running.spawn(authority.run(shutdown.clone()));
-    if by_tenant {
-        running.spawn(auditor.run(topics, config.topics.names(), shutdown.clone()));
-    }
+    running.spawn(auditor.run(topics, config.topics.names(), shutdown.clone()));
     let mut first_error = Ok(());
     while let Some(ended) = running.join_next().await {
         let result = ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
