@@ -27,6 +27,8 @@ use crate::{
 const EVENTS_TOLD_MAX: usize = 32;
 /// How long the last events are waited for at the end: the client of a log that is away gives up after minutes.
 const LAST_EVENTS_LIMIT: Duration = Duration::from_secs(10);
+/// What the source of requests is called that came from several addresses and are counted together.
+const SEVERAL: &str = "several";
 /// What a set is called that was not taken.
 pub(crate) const REFUSED: &str = "refused";
 
@@ -171,6 +173,9 @@ impl Told {
                 if same.actor != event.actor {
                     same.actor = Actor::Unknown;
                 }
+                if same.source != event.source {
+                    same.source = SEVERAL.to_owned();
+                }
             }
             None => drop(self.rest.insert(
                 class,
@@ -301,12 +306,25 @@ mod tests {
                 detail: number.to_string(),
                 policy,
             };
-            auditor.tell_of_request("203.0.113.7", request);
+            // Who sends no token always comes from one place.
+            let address = if number % 3 == 0 { 0 } else { number };
+            auditor.tell_of_request(&format!("2001:db8::{address:x}"), request);
         }
         let events = auditor.told();
         let (told, rest) = events.split_at(EVENTS_TOLD_MAX);
         assert!(told.iter().all(|event| event.actor != Actor::Unknown));
-        assert!(rest.len() == 3 && rest.iter().all(|event| event.actor == Actor::Unknown));
+        assert!(rest.iter().all(|event| event.actor == Actor::Unknown));
+        let sources = rest
+            .iter()
+            .map(|event| (event.refused.as_deref(), event.source.as_str()));
+        assert_eq!(
+            sources.collect::<Vec<_>>(),
+            [
+                (Some("not_permitted"), SEVERAL),
+                (Some("not_permitted"), SEVERAL),
+                (Some("token_missing"), "2001:db8::0"),
+            ]
+        );
         assert_eq!(events.iter().map(|event| event.count).sum::<u64>(), 1_000);
         assert!(auditor.told().is_empty(), "they are told once");
     }
