@@ -5,10 +5,10 @@ use std::collections::VecDeque;
 use schemas::TopicId;
 
 use crate::{
-    Error, audit,
+    Error,
     encode::Source,
     layout,
-    range::{Carried, Marks, RangeIntent},
+    range::{Carried, RangeIntent},
     store::Store,
 };
 
@@ -47,10 +47,7 @@ pub(crate) async fn find(store: &Store, source: &Source, first_offset: i64) -> R
             whole_until: None,
             redo: VecDeque::new(),
             start: first_offset,
-            carried: match source.tenant {
-                Some(_) => Carried::Marks(Marks::default()),
-                None => Carried::Head(audit::beginning(topic_id, partition)),
-            },
+            carried: Carried::at_the_beginning(topic_id, partition, source.tenant.is_none()),
         });
     };
     if first_offset < *first {
@@ -129,7 +126,7 @@ mod tests {
     use topics::{Partition, TopicRef};
 
     use super::*;
-    use crate::range::{RangeFile, Table};
+    use crate::range::{Marks, RangeFile, Table};
 
     const TOPIC: TopicId = TopicId::from_bytes([1; 16]);
 
