@@ -395,6 +395,9 @@ async fn footer(store: &Store, path: &Path) -> Result<Option<Result<ParquetMetaD
         Err(object_store::Error::NotFound { .. }) => return Ok(None),
         Err(error) => return Err(failed(error)),
     };
+    if size == 0 {
+        return Ok(Some(Err(ParquetError::EOF("it has no bytes".to_owned()))));
+    }
     let mut wanted = FOOTER_BYTES.min(size);
     loop {
         let tail = inner.get_range(path, size - wanted..size).await.map_err(failed)?;
@@ -498,5 +501,19 @@ mod tests {
             .iter()
             .filter(|offence| offence.contains("those before it were taken out"));
         assert_eq!((told.count(), found.len()), (2, 2), "{found:?}");
+    }
+
+    #[tokio::test]
+    async fn a_data_file_without_bytes_is_named() {
+        let (lake, files) = lake(Table::Results.name()).await;
+        lake.put(&files[0], Bytes::new().into()).await.unwrap();
+        for depth in [Depth::Footers, Depth::Rows] {
+            let found = offences(&lake, depth).await;
+            let named = format!("`{}` is no readable Parquet", files[0]);
+            assert!(
+                found.iter().any(|offence| offence.starts_with(&named)),
+                "{found:?}"
+            );
+        }
     }
 }
