@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, error::Error as _, path::PathBuf, sync::Arc, ti
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt, future::join_all};
+use futures::{Stream, StreamExt, TryStreamExt, future::join_all};
 use object_store::{
     Error as StoreError, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload,
     local::LocalFileSystem, memory::InMemory, path::Path, prefix::PrefixStore,
@@ -197,15 +197,26 @@ impl Store {
     /// # Errors
     /// [`Error::Unavailable`] where the store does not answer.
     pub async fn list(&self, folder: &Path) -> Result<Vec<Path>, Error> {
-        let listed = self
-            .inner
-            .list(Some(folder))
-            .map(|meta| meta.map(|meta| meta.location))
-            .try_collect()
-            .await;
-        let mut paths: Vec<Path> = listed.map_err(|error| self.failed(&format!("list `{folder}`"), error))?;
+        let mut paths: Vec<Path> = self.list_behind(folder, None).try_collect().await?;
         paths.sort();
         Ok(paths)
+    }
+
+    /// The paths under `folder` that sort behind one, or all, in whatever order the store lists them.
+    pub(crate) fn list_behind(
+        &self,
+        folder: &Path,
+        behind: Option<&Path>,
+    ) -> impl Stream<Item = Result<Path, Error>> + use<> {
+        let listed = match behind {
+            Some(behind) => self.inner.list_with_offset(Some(folder), behind),
+            None => self.inner.list(Some(folder)),
+        };
+        let (store, what) = (self.clone(), format!("list `{folder}`"));
+        listed.map(move |meta| match meta {
+            Ok(meta) => Ok(meta.location),
+            Err(error) => Err(store.failed(&what, error)),
+        })
     }
 
     /// Proves that of many creates of one key exactly one wins, and that its bytes are what is there then.
