@@ -24,6 +24,9 @@ const SEALS_AT_ONCE: usize = 8;
 /// Partitions whose records are encoded side by side. It is work for a core, and four of them encode faster than a broker
 /// sends.
 const ENCODES_AT_ONCE: usize = 4;
+/// Partitions whose place is looked up side by side. All of a sink's are to be when it starts, and each holds what the store
+/// lists and the intents that it reads.
+const LOCATES_AT_ONCE: usize = 8;
 
 /// How a sink works.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -180,6 +183,7 @@ enum What {
 /// What tasks take that have not ended.
 #[derive(Default)]
 struct UnderWay {
+    locating: usize,
     encoding: usize,
     sealing: usize,
     sealing_bytes: usize,
@@ -188,7 +192,7 @@ struct UnderWay {
 impl UnderWay {
     fn began(&mut self, task: Task) {
         match task {
-            Task::Locate => {}
+            Task::Locate => self.locating += 1,
             Task::Encode => self.encoding += 1,
             Task::Seal { held_bytes, .. } => {
                 self.sealing += 1;
@@ -199,7 +203,7 @@ impl UnderWay {
 
     fn ended(&mut self, task: Task) {
         match task {
-            Task::Locate => {}
+            Task::Locate => self.locating -= 1,
             Task::Encode => self.encoding -= 1,
             Task::Seal { held_bytes, .. } => {
                 self.sealing -= 1;
@@ -260,11 +264,7 @@ impl Run<'_> {
             }
             Event::Records(chunk) => {
                 if let Some(state) = self.partitions.get_mut(&chunk.partition) {
-                    let (first, partition) = (state.first_offset().is_none(), chunk.partition.clone());
                     state.push(chunk, Instant::now());
-                    if first && state.is_locating() {
-                        self.locate(partition);
-                    }
                 }
             }
         }
@@ -273,6 +273,9 @@ impl Run<'_> {
 
     /// Begins all that is due and has room.
     fn begin_tasks(&mut self) {
+        if !self.draining {
+            self.locate();
+        }
         let now = Instant::now();
         while let Some((partition, work)) = self.next_work(now) {
             self.begin(&partition, work, now);
@@ -280,19 +283,20 @@ impl Run<'_> {
         }
     }
 
-    /// Looks up where a partition stands in the lake.
-    fn locate(&mut self, partition: Partition) {
-        let Some(state) = self.partitions.get(&partition) else {
-            return;
-        };
-        let (Some(first_offset), assignment) = (state.first_offset(), state.assignment) else {
-            return;
-        };
-        let (store, source) = (self.service.store.clone(), state.source.clone());
-        self.spawn(Task::Locate, partition, assignment, async move {
-            let position = chain::find(&store, &source, first_offset).await?;
-            Ok(What::Located(position))
-        });
+    /// Looks up where partitions stand in the lake.
+    fn locate(&mut self) {
+        let room = LOCATES_AT_ONCE - self.under_way.locating;
+        let due = self
+            .partitions
+            .values_mut()
+            .filter_map(|state| Some((state.locate()?, state.source.clone(), state.assignment)));
+        for (first_offset, source, assignment) in due.take(room).collect::<Vec<_>>() {
+            let (store, partition) = (self.service.store.clone(), source.partition.clone());
+            self.spawn(Task::Locate, partition, assignment, async move {
+                let position = chain::find(&store, &source, first_offset).await?;
+                Ok(What::Located(position))
+            });
+        }
     }
 
     fn spawn(
@@ -495,7 +499,7 @@ async fn wait_until(due: Option<Instant>) {
 #[cfg(test)]
 mod tests {
     use schemas::TopicId;
-    use topics::TopicRef;
+    use topics::{Chunk, Record, TopicRef};
 
     use super::*;
     use crate::faults;
@@ -534,13 +538,47 @@ mod tests {
                 })
             });
             let finished = run.tasks.join_next().await.unwrap();
-            run.take_in(finished).map(drop)
+            run.take_in(finished).map(|_| run.under_way.locating)
         };
         run.handle(assigned(&partitions)).unwrap();
-        fail(&mut run, Assignment(1)).await.unwrap();
+        assert_eq!(fail(&mut run, Assignment(1)).await.unwrap(), 0);
         fail(&mut run, ASSIGNMENT).await.unwrap_err();
         run.handle(Event::Revoked(partitions.clone())).unwrap();
-        fail(&mut run, ASSIGNMENT).await.unwrap();
+        assert_eq!(fail(&mut run, ASSIGNMENT).await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn of_many_partitions_that_are_assigned_at_once_only_some_are_looked_up_side_by_side() {
+        let (service, partitions) = service(0..20).await;
+        let mut run = service.begin().await.unwrap();
+        run.handle(assigned(&partitions)).unwrap();
+        for partition in &partitions {
+            let record = Record {
+                offset: 7,
+                timestamp_ms: 0,
+                stamped_by_log: false,
+                key: None,
+                value: None,
+                headers: Vec::new(),
+            };
+            let chunk = Chunk {
+                partition: partition.clone(),
+                assignment: ASSIGNMENT,
+                records: vec![record],
+            };
+            run.handle(Event::Records(chunk)).unwrap();
+        }
+        let mut side_by_side = Vec::new();
+        loop {
+            run.locate();
+            side_by_side.push(run.under_way.locating);
+            let Some(finished) = run.tasks.join_next().await else {
+                break;
+            };
+            run.take_in(finished).unwrap();
+        }
+        assert_eq!(side_by_side[..13], [LOCATES_AT_ONCE; 13]);
+        assert_eq!(side_by_side[13..], [7, 6, 5, 4, 3, 2, 1, 0]);
     }
 
     #[test]
