@@ -39,6 +39,8 @@ const DOOR_LIMIT: Duration = Duration::from_secs(5);
 const LARGEST_BODIES: usize = 4;
 /// How long a client may send nothing of a body, or it would keep the room of what it has sent from the others.
 const SILENCE_LIMIT: Duration = Duration::from_secs(30);
+/// How long all of a body may take, or a client that sends a byte now and then would keep it for ever.
+const BODY_LIMIT: Duration = Duration::from_secs(300);
 /// Whoever is put off may try again after this long.
 const RETRY_AFTER_S: &str = "1";
 /// How long requests under way are waited for at the end: one whose client falls silent would hold up the process for ever.
@@ -82,9 +84,14 @@ impl Bodies {
         u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX)
     }
 
-    /// All of `body`, and the room that it has until that is dropped. Room is taken as the body comes: what is only announced
-    /// keeps nobody out.
-    async fn take(&self, mut body: Body) -> Result<(Vec<u8>, OwnedSemaphorePermit), NotTaken> {
+    /// All of `body`, and the room that it has until that is dropped.
+    async fn take(&self, body: Body) -> Result<(Vec<u8>, OwnedSemaphorePermit), NotTaken> {
+        let gathered = timeout(BODY_LIMIT, self.gather(body)).await;
+        gathered.map_err(|_| NotTaken::Late)?
+    }
+
+    /// Room is taken as the body comes: what is only announced keeps nobody out.
+    async fn gather(&self, mut body: Body) -> Result<(Vec<u8>, OwnedSemaphorePermit), NotTaken> {
         let room_for = |permits| {
             let room = Arc::clone(&self.room).try_acquire_many_owned(permits);
             room.map_err(|_| NotTaken::NoRoom)
@@ -97,7 +104,7 @@ impl Bodies {
             let frame = poll_fn(|context| Pin::new(&mut body).poll_frame(context));
             let frame = timeout(SILENCE_LIMIT, frame)
                 .await
-                .map_err(|_| NotTaken::Silent)?;
+                .map_err(|_| NotTaken::Late)?;
             let Some(frame) = frame else {
                 return Ok((bytes, room));
             };
@@ -122,8 +129,8 @@ enum NotTaken {
     TooLong,
     /// Others have all the room.
     NoRoom,
-    /// Its client does not send it.
-    Silent,
+    /// Its client does not send it, or not in time.
+    Late,
     /// It broke off.
     Broken(axum::Error),
 }
@@ -140,7 +147,7 @@ impl IntoResponse for NotTaken {
                 let full = "the requests under way leave no room for this one: try again, or bring fewer jobs at once\n";
                 put_off(full)
             }
-            Self::Silent => (StatusCode::REQUEST_TIMEOUT, "the jobs do not come\n").into_response(),
+            Self::Late => (StatusCode::REQUEST_TIMEOUT, "the jobs do not come in time\n").into_response(),
             Self::Broken(error) => {
                 (StatusCode::BAD_REQUEST, format!("the jobs broke off: {error}\n")).into_response()
             }
@@ -232,7 +239,7 @@ async fn metrics(
 /// Takes jobs, a JSON object a line, and answers each line: 202 where all were accepted, 207 where some were, 400 where all
 /// were refused, 503 where none was accepted and of some nobody knows. All of a request is refused with 401 or 403 where a token is demanded and its own is not good, or the access
 /// policies do not let who brings it, before its body is read; and put off with 503 where there is no room for that, ended with
-/// 408 where it does not come, and refused with 413 where it is too long.
+/// 408 where it does not come in time, and refused with 413 where it is too long.
 async fn jobs(
     State(served): State<Served>,
     ConnectInfo(address): ConnectInfo<SocketAddr>,
@@ -416,6 +423,7 @@ mod tests {
         time::Instant,
     };
 
+    use futures::StreamExt;
     use ingest::identity::{Config, Keys, Required};
     use metrics_exporter_prometheus::PrometheusBuilder;
     use schemas::TopicName;
@@ -545,6 +553,18 @@ mod tests {
         assert!(silent.iter().all(|(_, told)| told == "HTTP/1.1 100"));
         assert_eq!(announce(address, 9).1, "HTTP/1.1 100");
         assert_eq!(announce(address, BODY_BYTES_MAX + 1).1, "HTTP/1.1 413");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_trickles_is_not_waited_for_without_end() {
+        let bodies = Bodies::of_at_most(BODY_BYTES_MAX);
+        let trickle = futures::stream::repeat(()).then(|()| async {
+            tokio::time::sleep(SILENCE_LIMIT / 2).await;
+            Ok::<_, std::io::Error>("x")
+        });
+        let taken = bodies.take(Body::from_stream(trickle)).await;
+        assert!(matches!(taken, Err(NotTaken::Late)), "{taken:?}");
+        is_left(&bodies, LARGEST_BODIES * BODY_BYTES_MAX / 1024).await;
     }
 
     #[test]
