@@ -2,7 +2,7 @@
 
 use std::{future::poll_fn, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use axum::{
     Json, Router,
     body::{Body, HttpBody},
@@ -166,6 +166,10 @@ pub(crate) type Door = Arc<SetOnce<HttpDoor>>;
 
 /// Opens the address to listen on.
 pub(crate) async fn bind(section: &HttpSection) -> anyhow::Result<TcpListener> {
+    ensure!(
+        section.body_bytes_max > 0,
+        "http.body_bytes_max is 0, and no job would ever get through: it must be at least 1"
+    );
     TcpListener::bind(&section.listen).await.with_context(|| {
         format!(
             "cannot listen on {}: choose another with --set http.listen=…",
@@ -565,6 +569,16 @@ mod tests {
         let taken = bodies.take(Body::from_stream(trickle)).await;
         assert!(matches!(taken, Err(NotTaken::Late)), "{taken:?}");
         is_left(&bodies, LARGEST_BODIES * BODY_BYTES_MAX / 1024).await;
+    }
+
+    #[tokio::test]
+    async fn a_door_that_no_job_would_ever_get_through_is_not_opened() {
+        let section = HttpSection {
+            listen: "127.0.0.1:0".to_owned(),
+            body_bytes_max: 0,
+        };
+        let refused = bind(&section).await.unwrap_err().to_string();
+        assert!(refused.starts_with("http.body_bytes_max is 0"), "{refused}");
     }
 
     #[test]
