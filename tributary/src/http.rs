@@ -13,7 +13,8 @@ use axum::{
 };
 use bytes::Bytes;
 use ingest::{
-    Answer, HttpDoor, asker_at_the_door, asker_of_request, count_put_off, count_refused,
+    Answer, HttpDoor, LINES_MAX, asker_at_the_door, asker_of_request, count_lines, count_put_off,
+    count_refused,
     identity::{Identity, Refusal},
 };
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -69,6 +70,8 @@ pub(crate) struct Bodies {
     bytes_max: usize,
     /// A permit is a KiB, so that a short body counts for what it takes beside its bytes.
     room: Arc<Semaphore>,
+    /// A permit is a line: its answer may take more than its bytes.
+    lines: Arc<Semaphore>,
 }
 
 impl Bodies {
@@ -77,6 +80,7 @@ impl Bodies {
         Self {
             bytes_max,
             room: Arc::new(Semaphore::new(LARGEST_BODIES * Self::permits(bytes_max) as usize)),
+            lines: Arc::new(Semaphore::new(LARGEST_BODIES * LINES_MAX)),
         }
     }
 
@@ -84,10 +88,16 @@ impl Bodies {
         u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX)
     }
 
-    /// All of `body`, and the room that it has until that is dropped.
-    async fn take(&self, body: Body) -> Result<(Vec<u8>, OwnedSemaphorePermit), NotTaken> {
+    /// All of `body`, and the room that it and the answers to its lines have until that is dropped.
+    async fn take(&self, body: Body) -> Result<(Bytes, [OwnedSemaphorePermit; 2]), NotTaken> {
         let gathered = timeout(BODY_LIMIT, self.gather(body)).await;
-        gathered.map_err(|_| NotTaken::Late)?
+        let (body, room) = gathered.map_err(|_| NotTaken::Late)??;
+        let lines = match u32::try_from(count_lines(&body)) {
+            Ok(lines) if lines as usize <= LINES_MAX => lines,
+            _ => return Err(NotTaken::TooManyLines),
+        };
+        let lines = Arc::clone(&self.lines).try_acquire_many_owned(lines);
+        Ok((body.into(), [room, lines.map_err(|_| NotTaken::NoRoom)?]))
     }
 
     /// Room is taken as the body comes: what is only announced keeps nobody out.
@@ -102,9 +112,7 @@ impl Bodies {
         let (mut bytes, mut room) = (Vec::new(), room_for(1)?);
         loop {
             let frame = poll_fn(|context| Pin::new(&mut body).poll_frame(context));
-            let frame = timeout(SILENCE_LIMIT, frame)
-                .await
-                .map_err(|_| NotTaken::Late)?;
+            let frame = timeout(SILENCE_LIMIT, frame).await.map_err(|_| NotTaken::Late)?;
             let Some(frame) = frame else {
                 return Ok((bytes, room));
             };
@@ -127,6 +135,8 @@ impl Bodies {
 enum NotTaken {
     /// It is longer than a body may be.
     TooLong,
+    /// It has more lines than a body may have.
+    TooManyLines,
     /// Others have all the room.
     NoRoom,
     /// Its client does not send it, or not in time.
@@ -146,6 +156,10 @@ impl IntoResponse for NotTaken {
                 count_put_off();
                 let full = "the requests under way leave no room for this one: try again, or bring fewer jobs at once\n";
                 put_off(full)
+            }
+            Self::TooManyLines => {
+                let too_many = format!("there are more than {LINES_MAX} lines: bring fewer jobs at once\n");
+                (StatusCode::PAYLOAD_TOO_LARGE, too_many).into_response()
             }
             Self::Late => (StatusCode::REQUEST_TIMEOUT, "the jobs do not come in time\n").into_response(),
             Self::Broken(error) => {
@@ -243,7 +257,7 @@ async fn metrics(
 /// Takes jobs, a JSON object a line, and answers each line: 202 where all were accepted, 207 where some were, 400 where all
 /// were refused, 503 where none was accepted and of some nobody knows. All of a request is refused with 401 or 403 where a token is demanded and its own is not good, or the access
 /// policies do not let who brings it, before its body is read; and put off with 503 where there is no room for that, ended with
-/// 408 where it does not come in time, and refused with 413 where it is too long.
+/// 408 where it does not come in time, and refused with 413 where it is too long or has too many lines.
 async fn jobs(
     State(served): State<Served>,
     ConnectInfo(address): ConnectInfo<SocketAddr>,
@@ -272,7 +286,6 @@ async fn jobs(
         Ok(taken) => taken,
         Err(not_taken) => return not_taken.into_response(),
     };
-    let body = Bytes::from(body);
     let answers = door.accept(&body, asker.bearer.as_ref(), now_ms()).await;
     (
         status_of(&answers),
@@ -283,9 +296,8 @@ async fn jobs(
 }
 
 fn status_of(answers: &[Answer]) -> StatusCode {
-    let is_unknown = |answer: &Answer| matches!(answer, Answer::Unknown { .. });
     match answers.iter().filter(|answer| answer.is_accepted()).count() {
-        0 if answers.iter().any(is_unknown) => StatusCode::SERVICE_UNAVAILABLE,
+        0 if Answer::tell_that_nobody_answers(answers) => StatusCode::SERVICE_UNAVAILABLE,
         0 => StatusCode::BAD_REQUEST,
         some if some == answers.len() => StatusCode::ACCEPTED,
         _ => StatusCode::MULTI_STATUS,
@@ -557,6 +569,26 @@ mod tests {
         assert!(silent.iter().all(|(_, told)| told == "HTTP/1.1 100"));
         assert_eq!(announce(address, 9).1, "HTTP/1.1 100");
         assert_eq!(announce(address, BODY_BYTES_MAX + 1).1, "HTTP/1.1 413");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_body_of_more_lines_than_are_taken_is_refused_when_it_is_there() {
+        let (address, bodies, ..) = serving(false).await;
+        let body = "x\n".repeat(LINES_MAX + 1);
+        let (mut client, told) = announce(address, body.len());
+        assert_eq!(told, "HTTP/1.1 100");
+        client.write_all(body.as_bytes()).unwrap();
+        let mut answered = String::new();
+        while !answered.ends_with("bring fewer jobs at once\n") {
+            let mut byte = [0];
+            client.read_exact(&mut byte).unwrap();
+            answered.extend(byte.map(char::from));
+        }
+        assert!(
+            answered.contains(" 413 ") && answered.contains("more than 100000 lines"),
+            "{answered}"
+        );
+        is_left(&bodies, LARGEST_BODIES * BODY_BYTES_MAX / 1024).await;
     }
 
     #[tokio::test(start_paused = true)]

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, bail};
 use bytes::Bytes;
 use indicatif::{ProgressBar, ProgressStyle};
-use ingest::{Answer, HttpDoor, identity::Bearer};
+use ingest::{Answer, HttpDoor, LINES_MAX, identity::Bearer};
 use tokio::time::sleep;
 
 use crate::{
@@ -216,11 +216,15 @@ struct Part {
     bytes: Bytes,
 }
 
-/// Reads whole lines, about [`PART_BYTES`] of them.
+/// Reads whole lines, about [`PART_BYTES`] of them and no more than are taken at once.
 fn next_part(reader: &mut Lines) -> anyhow::Result<Option<Part>> {
     let first_line = reader.lines_read + 1;
     let mut bytes = Vec::new();
-    while bytes.len() < PART_BYTES && reader.inner.read_until(b'\n', &mut bytes)? > 0 {
+    let line_end = first_line + LINES_MAX;
+    while bytes.len() < PART_BYTES
+        && reader.lines_read + 1 < line_end
+        && reader.inner.read_until(b'\n', &mut bytes)? > 0
+    {
         reader.lines_read += 1;
     }
     Ok((!bytes.is_empty()).then(|| Part {
@@ -288,6 +292,23 @@ mod tests {
             refused.ends_with("answers 503 Service Unavailable: lost\n"),
             "{refused}"
         );
+    }
+
+    fn lines(text: impl AsRef<[u8]> + Send + 'static) -> Lines {
+        Lines {
+            inner: BufReader::new(Box::new(std::io::Cursor::new(text))),
+            lines_read: 0,
+        }
+    }
+
+    #[test]
+    fn a_part_has_no_more_lines_than_are_taken_at_once() {
+        let mut reader = lines("x\n".repeat(LINES_MAX + 1));
+        let part = next_part(&mut reader).unwrap().unwrap();
+        assert_eq!(ingest::count_lines(&part.bytes), LINES_MAX);
+        let part = next_part(&mut reader).unwrap().unwrap();
+        assert_eq!((part.first_line, &part.bytes[..]), (LINES_MAX + 1, &b"x\n"[..]));
+        assert!(next_part(&mut reader).unwrap().is_none());
     }
 
     #[test]
