@@ -26,6 +26,8 @@ const ANSWERS_BYTES_MAX: u64 = 100 * PART_BYTES as u64;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// … and no sooner than this.
 const AGAIN_AFTER_MIN: Duration = Duration::from_millis(100);
+/// What some editors put at the beginning of a file, and is no part of its first line.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// This many lines that were not accepted are shown; the rest is counted.
 const LINES_SHOWN_MAX: usize = 10;
 
@@ -227,6 +229,9 @@ fn next_part(reader: &mut Lines) -> anyhow::Result<Option<Part>> {
     {
         reader.lines_read += 1;
     }
+    if first_line == 1 && bytes.starts_with(BYTE_ORDER_MARK) {
+        bytes.drain(..BYTE_ORDER_MARK.len());
+    }
     Ok((!bytes.is_empty()).then(|| Part {
         first_line,
         bytes: bytes.into(),
@@ -302,9 +307,10 @@ mod tests {
     }
 
     #[test]
-    fn a_part_has_no_more_lines_than_are_taken_at_once() {
-        let mut reader = lines("x\n".repeat(LINES_MAX + 1));
+    fn a_part_has_no_more_lines_than_are_taken_at_once_and_no_mark_before_the_first() {
+        let mut reader = lines(["\u{feff}{}\n".to_owned(), "x\n".repeat(LINES_MAX)].concat());
         let part = next_part(&mut reader).unwrap().unwrap();
+        assert!(part.bytes.starts_with(b"{}\nx\n"));
         assert_eq!(ingest::count_lines(&part.bytes), LINES_MAX);
         let part = next_part(&mut reader).unwrap().unwrap();
         assert_eq!((part.first_line, &part.bytes[..]), (LINES_MAX + 1, &b"x\n"[..]));
