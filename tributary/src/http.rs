@@ -35,13 +35,13 @@ use crate::{
 };
 
 /// How long a request waits for ingest to reach its topics.
-const DOOR_LIMIT: Duration = Duration::from_secs(5);
+pub(crate) const DOOR_LIMIT: Duration = Duration::from_secs(5);
 /// So many bodies of the greatest length that one may have are held at once, or as many more as they are shorter.
 const LARGEST_BODIES: usize = 4;
 /// How long a client may send nothing of a body, or it would keep the room of what it has sent from the others.
 const SILENCE_LIMIT: Duration = Duration::from_secs(30);
 /// How long all of a body may take, or a client that sends a byte now and then would keep it for ever.
-const BODY_LIMIT: Duration = Duration::from_secs(300);
+pub(crate) const BODY_LIMIT: Duration = Duration::from_secs(300);
 /// Whoever is put off may try again after this long.
 const RETRY_AFTER_S: &str = "1";
 /// How long requests under way are waited for at the end: one whose client falls silent would hold up the process for ever.

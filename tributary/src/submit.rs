@@ -15,6 +15,7 @@ use tokio::time::sleep;
 use crate::{
     cli::{SubmitArgs, print},
     config::{self, Config, Delivery, TopicsKind},
+    http::{BODY_LIMIT, DOOR_LIMIT},
     pipeline::{job_topics, open_topics},
 };
 
@@ -26,6 +27,12 @@ const ANSWERS_BYTES_MAX: u64 = 100 * PART_BYTES as u64;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// … and no sooner than this.
 const AGAIN_AFTER_MIN: Duration = Duration::from_millis(100);
+/// A connection that breaks while a part is sent is tried again after as long.
+const BROKEN_AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// A door that waits for ingest says so in this time, and then nothing of a part need be sent.
+const CONTINUE_LIMIT: Duration = Duration::from_secs(DOOR_LIMIT.as_secs() + 1);
+/// Longer than a door takes: for the part to come, and as long again until Kafka's client gives a record up.
+const ANSWER_LIMIT: Duration = Duration::from_secs(3 * BODY_LIMIT.as_secs());
 /// What some editors put at the beginning of a file, and is no part of its first line.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// This many lines that were not accepted are shown; the rest is counted.
@@ -124,6 +131,8 @@ enum Reply {
 fn post(url: &str, part: &Bytes, bearer: Option<&Bearer>) -> anyhow::Result<Reply> {
     let agent: ureq::Agent = ureq::Agent::config_builder()
         .http_status_as_error(false)
+        .timeout_await_100(Some(CONTINUE_LIMIT))
+        .timeout_global(Some(ANSWER_LIMIT))
         .build()
         .into();
     let mut request = agent.post(url).content_type("application/x-ndjson");
@@ -132,9 +141,21 @@ fn post(url: &str, part: &Bytes, bearer: Option<&Bearer>) -> anyhow::Result<Repl
     if let Some(bearer) = bearer {
         request = request.header("authorization", bearer.header_value());
     }
-    let mut response = request
-        .send(&part[..])
-        .with_context(|| format!("no answer from {url}: is `tributary up` running there?"))?;
+    let mut rest = &part[..];
+    let sent = request
+        .header("content-length", part.len())
+        .send(ureq::SendBody::from_reader(&mut rest));
+    let mut response = match sent {
+        // Whoever puts a request off in the middle of its body closes the connection, and may do so before he is heard. Of a
+        // body that is not whole nothing is taken.
+        Err(ureq::Error::Io(error)) if (1..part.len()).contains(&rest.len()) => {
+            return Ok(Reply::PutOff {
+                again_after: BROKEN_AGAIN_AFTER,
+                said: format!("the connection broke while jobs were sent: {error}"),
+            });
+        }
+        sent => sent.with_context(|| format!("no answer from {url}: is `tributary up` running there?"))?,
+    };
     let again_after_s = response.headers().get("retry-after").cloned();
     let again_after_s = again_after_s.and_then(|seconds| seconds.to_str().ok()?.parse().ok());
     let body = response.body_mut().with_config().limit(ANSWERS_BYTES_MAX);
@@ -297,6 +318,17 @@ mod tests {
             refused.ends_with("answers 503 Service Unavailable: lost\n"),
             "{refused}"
         );
+    }
+
+    #[tokio::test]
+    async fn a_part_whose_connection_breaks_before_it_is_sent_is_sent_again() {
+        const CLOSED: &str = "HTTP/1.1 100 Continue\r\n\r\n";
+        const REFUSED: &str = "HTTP/1.1 400 -\r\nconnection: close\r\ncontent-length: 3\r\n\r\nno\n";
+        // More than sockets hold.
+        let part = Bytes::from(vec![b'\n'; 32 << 20]);
+        let told = post_until_taken(&answering(&[CLOSED, REFUSED]), &part, None).await;
+        let told = told.unwrap_err().to_string();
+        assert!(told.ends_with("answers 400 Bad Request: no\n"), "{told}");
     }
 
     fn lines(text: impl AsRef<[u8]> + Send + 'static) -> Lines {
