@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
 use indicatif::{ProgressBar, ProgressStyle};
 use ingest::{Answer, HttpDoor, LINES_MAX, identity::Bearer};
@@ -60,7 +60,30 @@ pub(crate) async fn run(config: &Config, args: SubmitArgs) -> anyhow::Result<()>
         inner: BufReader::new(reader),
         lines_read: 0,
     };
-    while let Some(part) = next_part(&mut reader)? {
+    let all = send_all(&target, &mut reader, bearer, &bar, &mut sent).await;
+    bar.finish_and_clear();
+    if all.is_ok() || !sent.is_nothing() {
+        sent.report()?;
+    }
+    all?;
+    sent.problem().map_or(Ok(()), |problem| bail!(problem))
+}
+
+/// Sends part after part, until the log is away: of each further one nobody would know either.
+async fn send_all(
+    target: &Target,
+    reader: &mut Lines,
+    bearer: Option<Bearer>,
+    bar: &ProgressBar,
+    sent: &mut Sent,
+) -> anyhow::Result<()> {
+    let mut nobody_answers = false;
+    while let Some(part) = next_part(reader)? {
+        ensure!(
+            !nobody_answers,
+            "of the lines before nothing was acknowledged, and from line {} on nothing was sent",
+            part.first_line
+        );
         let length = part.bytes.len() as u64;
         let answers = target.send(part.bytes, bearer.clone()).await.with_context(|| {
             format!(
@@ -68,11 +91,11 @@ pub(crate) async fn run(config: &Config, args: SubmitArgs) -> anyhow::Result<()>
                 sent.accepted, part.first_line
             )
         })?;
+        nobody_answers = Answer::tell_that_nobody_answers(&answers);
         sent.add(part.first_line, answers);
         bar.inc(length);
     }
-    bar.finish_and_clear();
-    sent.report()
+    Ok(())
 }
 
 enum Target {
@@ -200,9 +223,17 @@ impl Sent {
         }
     }
 
+    fn is_nothing(&self) -> bool {
+        self.accepted + self.refused + self.unknown == 0
+    }
+
     fn report(&self) -> anyhow::Result<()> {
+        let unknown = match self.unknown {
+            0 => String::new(),
+            unknown => format!(", {unknown} of which nobody knows"),
+        };
         print(&format!(
-            "{} jobs accepted, {} lines refused",
+            "{} jobs accepted, {} lines refused{unknown}",
             self.accepted, self.refused
         ))?;
         self.shown.iter().try_for_each(|line| print(line))?;
@@ -210,7 +241,7 @@ impl Sent {
         if more > 0 {
             print(&format!("… and {more} more"))?;
         }
-        self.problem().map_or(Ok(()), |problem| bail!(problem))
+        Ok(())
     }
 
     fn problem(&self) -> Option<String> {
@@ -281,7 +312,11 @@ fn progress_bar(bytes: Option<u64>) -> ProgressBar {
 mod tests {
     use std::{io::Write, net::TcpListener};
 
+    use schemas::TopicName;
+    use topics::Topics as _;
+
     use super::*;
+    use crate::renewed::tests::Ending;
 
     /// Answers one request after the other.
     fn answering(answers: &'static [&'static str]) -> String {
@@ -347,6 +382,25 @@ mod tests {
         let part = next_part(&mut reader).unwrap().unwrap();
         assert_eq!((part.first_line, &part.bytes[..]), (LINES_MAX + 1, &b"x\n"[..]));
         assert!(next_part(&mut reader).unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn when_of_a_part_nobody_knows_anything_no_further_one_is_sent() {
+        let topics = Ending::first(usize::MAX);
+        let jobs = TopicName::new("jobs").unwrap();
+        let door = HttpDoor::new(topics.appender().await.unwrap(), jobs);
+        let job = r#"{"model":"m","input":"a"}"#;
+        let mut reader = lines([job, "\n"].concat().repeat(2 * PART_BYTES / job.len()));
+        let mut sent = Sent::default();
+        let bar = ProgressBar::hidden();
+        let all = send_all(&Target::Topics(door), &mut reader, None, &bar, &mut sent).await;
+        let told = all.unwrap_err().to_string();
+        let first_not_sent = sent.unknown + sent.refused + 1;
+        assert!(
+            told.ends_with(&format!("from line {first_not_sent} on nothing was sent")),
+            "{told}"
+        );
+        assert_eq!(sent.accepted, 0);
     }
 
     #[test]
