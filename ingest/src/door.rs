@@ -1,14 +1,22 @@
 //! The HTTP door: lines of jobs in, an answer a line out.
 
+use std::ops::Range;
+
 use bytes::Bytes;
 use schemas::{Door, Job, Principal, ReasonCode, TopicName};
 use serde::{Deserialize, Serialize};
-use topics::{Append, Appender, Error};
+use tokio::task::yield_now;
+use topics::{Append, Appender, Error, Header};
 
 use crate::{
     identity::{Bearer, Identity, Refusal},
     metric_names,
 };
+
+/// The most lines that are taken at once. Each has an answer of some hundred bytes, however short it is itself.
+pub const LINES_MAX: usize = 100_000;
+/// So many lines are decoded and appended at a time: some milliseconds' work if they are short, after which it is others' turn.
+const SLICE_LINES: usize = 4_000;
 
 /// Puts jobs that came over HTTP on the shared topic. It looks at a job's shape only, so that its sender learns of a
 /// broken line at once; whether the job may run is decided where all jobs are, behind the topic.
@@ -120,15 +128,54 @@ impl HttpDoor {
         Self { appender, topic }
     }
 
-    /// Takes the jobs in `body`, one a line; empty lines are passed over. The answers are in the order of the lines.
+    /// Takes the jobs in `body`, one a line, of which there are at most [`LINES_MAX`]; empty lines are passed over. The answers
+    /// are in the order of the lines. When the log has acknowledged nothing of many lines, those behind them are refused: to try
+    /// each would take as long again.
     pub async fn accept(&self, body: &Bytes, bearer: Option<&Bearer>, now_ms: i64) -> Vec<Answer> {
+        let headers: Vec<Header> = bearer.map(Bearer::header).into_iter().collect();
+        let append_of = |value| Append {
+            topic: self.topic.clone(),
+            partition: None,
+            timestamp_ms: now_ms,
+            key: None,
+            value: Some(value),
+            headers: headers.clone(),
+        };
+        let (mut answers, mut lines) = (Vec::new(), lines_of(body).peekable());
+        let mut is_away = false;
+        while lines.peek().is_some() {
+            let slice = lines.by_ref().take(SLICE_LINES);
+            let slice = slice.map(|(line, range)| (line, body.slice(range)));
+            match is_away {
+                true => answers.extend(slice.map(|(line, _)| Answer::Refused {
+                    line,
+                    error: "not tried, since nothing of the lines before it was acknowledged".to_owned(),
+                })),
+                false => {
+                    let answered = self.accept_slice(slice, append_of).await;
+                    is_away = Answer::tell_that_nobody_answers(&answered);
+                    answers.extend(answered);
+                }
+            }
+            yield_now().await;
+        }
+        for answer in &answers {
+            metrics::counter!(metric_names::HTTP_LINES, "answer" => answer.word()).increment(1);
+        }
+        answers
+    }
+
+    async fn accept_slice(
+        &self,
+        slice: impl Iterator<Item = (usize, Bytes)>,
+        append_of: impl Fn(Bytes) -> Append,
+    ) -> Vec<Answer> {
         let (mut answers, mut lines, mut appends) = (Vec::new(), Vec::new(), Vec::new());
-        for (line, range) in lines_of(body) {
-            let value = body.slice(range);
+        for (line, value) in slice {
             match Job::decode(&value) {
                 Ok(_) => {
                     lines.push(line);
-                    appends.push(self.append_of(value, bearer, now_ms));
+                    appends.push(append_of(value));
                 }
                 Err(error) => answers.push(Answer::Refused {
                     line,
@@ -144,21 +191,7 @@ impl HttpDoor {
                 .map(|(line, result)| answer_for(line, result)),
         );
         answers.sort_by_key(Answer::line);
-        for answer in &answers {
-            metrics::counter!(metric_names::HTTP_LINES, "answer" => answer.word()).increment(1);
-        }
         answers
-    }
-
-    fn append_of(&self, value: Bytes, bearer: Option<&Bearer>, now_ms: i64) -> Append {
-        Append {
-            topic: self.topic.clone(),
-            partition: None,
-            timestamp_ms: now_ms,
-            key: None,
-            value: Some(value),
-            headers: bearer.map(Bearer::header).into_iter().collect(),
-        }
     }
 }
 
@@ -166,6 +199,12 @@ impl Answer {
     /// Whether the line is on a topic.
     pub fn is_accepted(&self) -> bool {
         matches!(self, Self::Accepted { .. })
+    }
+
+    /// Whether nothing of some lines is known to be on a topic, and of some nobody knows.
+    pub fn tell_that_nobody_answers(answers: &[Self]) -> bool {
+        let is_unknown = |answer: &Self| matches!(answer, Self::Unknown { .. });
+        answers.iter().any(is_unknown) && !answers.iter().any(Self::is_accepted)
     }
 
     fn line(&self) -> usize {
@@ -202,17 +241,23 @@ fn answer_for(line: usize, result: Result<(topics::Partition, i64), Error>) -> A
     }
 }
 
+/// How many lines of `body` may be jobs.
+pub fn count_lines(body: &[u8]) -> usize {
+    lines_of(body).count()
+}
+
 /// The lines of `body` that are not blank, numbered from 1, as byte ranges without their line ends.
-fn lines_of(body: &[u8]) -> Vec<(usize, std::ops::Range<usize>)> {
-    let mut lines = Vec::new();
-    let mut start = 0;
-    for (number, line) in body.split(|byte| *byte == b'\n').enumerate() {
-        if !line.trim_ascii().is_empty() {
-            lines.push((number + 1, start..start + line.trim_ascii_end().len()));
-        }
-        start += line.len() + 1;
-    }
-    lines
+fn lines_of(body: &[u8]) -> impl Iterator<Item = (usize, Range<usize>)> + '_ {
+    let lines = body.split(|byte| *byte == b'\n');
+    let ranges = lines.scan(0, |next, line| {
+        let start = *next;
+        *next += line.len() + 1;
+        Some((line, start..start + line.trim_ascii_end().len()))
+    });
+    ranges
+        .zip(1..)
+        .filter(|((line, _), _)| !line.trim_ascii().is_empty())
+        .map(|((_, range), number)| (number, range))
 }
 
 #[cfg(test)]
@@ -264,6 +309,28 @@ mod tests {
                 error: "append to `jobs`: nobody answers".to_owned()
             }
         );
+    }
+
+    #[tokio::test]
+    async fn lines_of_several_slices_are_answered_in_order_until_nobody_answers() {
+        let job = r#"{"model":"m","input":"a"}"#;
+        let lines = 2 * SLICE_LINES + 7;
+        let body = Bytes::from([job, "\n\n"].concat().repeat(lines));
+        let (_, door) = open().await;
+        let answers = door.accept(&body, None, 0).await;
+        let in_order = (0..lines).map(|number| Answer::Accepted {
+            line: 2 * number + 1,
+            topic: "jobs".to_owned(),
+            partition: 0,
+            offset: number as i64,
+        });
+        assert!(answers.iter().eq(&in_order.collect::<Vec<_>>()));
+        let silent = HttpDoor::new(Box::new(Silent), TopicName::new("jobs").unwrap());
+        let answers = silent.accept(&body, None, 0).await;
+        let (tried, not_tried) = answers.split_at(SLICE_LINES);
+        assert!(tried.iter().all(|answer| answer.word() == "unknown"));
+        assert!(not_tried.len() == lines - SLICE_LINES);
+        assert!(not_tried.iter().all(|answer| answer.word() == "refused"));
     }
 
     async fn open() -> (Arc<dyn Topics>, HttpDoor) {

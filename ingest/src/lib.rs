@@ -30,7 +30,10 @@ mod tally;
 mod usual;
 
 pub use decide::{Decided, Decision, InForce, Received, decide};
-pub use door::{Answer, Asker, HttpDoor, asker_at_the_door, asker_of_request, count_put_off, count_refused};
+pub use door::{
+    Answer, Asker, HttpDoor, LINES_MAX, asker_at_the_door, asker_of_request, count_lines, count_put_off,
+    count_refused,
+};
 pub use look::{GroupOf, LOOK};
 pub use permission::Permissions;
 pub use service::{Config, Service};

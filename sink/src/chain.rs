@@ -1,16 +1,26 @@
 //! The chain of a partition's ranges, as it stands in the lake.
 
-use std::collections::VecDeque;
+use std::{
+    collections::{BTreeSet, VecDeque},
+    future::ready,
+};
 
+use futures::TryStreamExt;
 use schemas::TopicId;
 
 use crate::{
-    Error, audit,
+    Error,
     encode::Source,
     layout,
-    range::{Carried, Marks, RangeIntent},
+    range::{Carried, RangeIntent},
     store::Store,
 };
+
+/// How far before the first offset to be read the range is looked for that it is in, at first: no more ranges than that begin
+/// there, which is five requests, of a thousand names each.
+const REACH_FIRST: i64 = 4096;
+/// Where no range begins there, the next look reaches so many times as far. Seven looks reach past a trillion records.
+const REACH_FACTOR: i64 = 16;
 
 /// Where a partition goes on.
 #[derive(Debug)]
@@ -36,21 +46,13 @@ pub(crate) struct Position {
 pub(crate) async fn find(store: &Store, source: &Source, first_offset: i64) -> Result<Position, Error> {
     let (topic_id, partition) = (source.partition.topic.id, source.partition.index);
     let folder = layout::ranges(topic_id, partition);
-    let starts: Vec<i64> = store
-        .list(&folder)
-        .await?
-        .iter()
-        .filter_map(layout::start_of)
-        .collect();
+    let starts = starts_from(store, topic_id, partition, first_offset).await?;
     let (Some(first), Some(last)) = (starts.first(), starts.last()) else {
         return Ok(Position {
             whole_until: None,
             redo: VecDeque::new(),
             start: first_offset,
-            carried: match source.tenant {
-                Some(_) => Carried::Marks(Marks::default()),
-                None => Carried::Head(audit::beginning(topic_id, partition)),
-            },
+            carried: Carried::at_the_beginning(topic_id, partition, source.tenant.is_none()),
         });
     };
     if first_offset < *first {
@@ -64,11 +66,7 @@ pub(crate) async fn find(store: &Store, source: &Source, first_offset: i64) -> R
     let last = intent(store, topic_id, partition, *last).await?;
     let (mut whole_until, mut redo) = (None, VecDeque::new());
     if first_offset < last.end {
-        let from = starts
-            .iter()
-            .rposition(|start| *start <= first_offset)
-            .unwrap_or(0);
-        for start in &starts[from..starts.len() - 1] {
+        for start in starts.range(..last.start) {
             redo.push_back(intent(store, topic_id, partition, *start).await?);
         }
         redo.push_back(last.clone());
@@ -85,6 +83,36 @@ pub(crate) async fn find(store: &Store, source: &Source, first_offset: i64) -> R
         start: last.end,
         carried: last.carried_after(),
     })
+}
+
+/// Where the range begins that `first_offset` is in or behind, and where all after it begin; all ranges where none begins at
+/// or before it. A partition may have hundreds of thousands of them, so they are listed from near `first_offset` on.
+async fn starts_from(
+    store: &Store,
+    topic_id: TopicId,
+    partition: i32,
+    first_offset: i64,
+) -> Result<BTreeSet<i64>, Error> {
+    let folder = layout::ranges(topic_id, partition);
+    let mut reach = REACH_FIRST;
+    loop {
+        let behind = first_offset.saturating_sub(reach);
+        let behind = (behind > 0).then(|| layout::intent(topic_id, partition, behind));
+        let starts = store
+            .list_behind(&folder, behind.as_ref())
+            .try_fold(BTreeSet::new(), |mut starts, path| {
+                starts.extend(layout::start_of(&path));
+                while starts.iter().nth(1).is_some_and(|second| *second <= first_offset) {
+                    starts.pop_first();
+                }
+                ready(Ok(starts))
+            })
+            .await?;
+        if behind.is_none() || starts.first().is_some_and(|first| *first <= first_offset) {
+            return Ok(starts);
+        }
+        reach = reach.saturating_mul(REACH_FACTOR);
+    }
 }
 
 /// Whether all of `range` is in the lake: its files come last. Of one without any that is not known.
@@ -125,11 +153,12 @@ mod tests {
 
     use chrono::NaiveDate;
     use object_store::memory::InMemory;
+    use proptest::prelude::*;
     use schemas::{Tenant, TopicName};
     use topics::{Partition, TopicRef};
 
     use super::*;
-    use crate::range::{RangeFile, Table};
+    use crate::range::{Marks, RangeFile, Table};
 
     const TOPIC: TopicId = TopicId::from_bytes([1; 16]);
 
@@ -205,5 +234,29 @@ mod tests {
         assert_eq!(found(&store, 13).await, (Some(20), vec![20], 30));
         assert_eq!(found(&store, 25).await, (Some(30), vec![], 30));
         assert_eq!(found(&lake(1).await, 25).await, (None, vec![20], 30));
+    }
+
+    /// Ranges and a first offset that are as far apart as they may be, and as near.
+    fn starts_and_first_offset() -> impl Strategy<Value = (BTreeSet<i64>, i64)> {
+        let offset = (0..40_u32, any::<i64>()).prop_map(|(bits, any)| any & ((1 << bits) - 1));
+        (prop::collection::btree_set(offset.clone(), 0..12), offset)
+    }
+
+    proptest! {
+        #[test]
+        fn the_ranges_from_the_first_record_on_are_found_however_far_it_is_from_the_others((starts, first_offset) in starts_and_first_offset()) {
+            let store = Store::over(Arc::new(InMemory::new()), "the lake");
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+            let found = runtime.block_on(async {
+                for start in &starts {
+                    store.create(&layout::intent(TOPIC, 0, *start), "").await.unwrap();
+                }
+                // Another partition is none of this one's business.
+                store.create(&layout::intent(TOPIC, 1, first_offset), "").await.unwrap();
+                starts_from(&store, TOPIC, 0, first_offset).await.unwrap()
+            });
+            let from = starts.range(..=first_offset).next_back().copied().unwrap_or(0);
+            prop_assert_eq!(found, starts.range(from..).copied().collect::<BTreeSet<_>>());
+        }
     }
 }

@@ -47,6 +47,8 @@ enum Fault {
     CreateIsNotAtomic,
     /// So many creates are answered "already exists" and leave nothing, as S3 does where writes meet.
     Conflicts(usize),
+    /// So many creates get no answer, and are done all the same where `done`.
+    NoAnswer { creates: usize, done: bool },
 }
 
 struct Faulty {
@@ -115,6 +117,12 @@ impl ObjectStore for Faulty {
             }
             Fault::Conflicts(conflicts) if self.operations.fetch_add(1, Ordering::SeqCst) < conflicts => {
                 return Err(exists(path));
+            }
+            Fault::NoAnswer { creates, done } if self.operations.fetch_add(1, Ordering::SeqCst) < creates => {
+                if done {
+                    self.inner.put_opts(path, payload, options).await?;
+                }
+                return Err(broken());
             }
             _ => {}
         }
@@ -335,21 +343,29 @@ pub(crate) async fn run_sink(topics: &Arc<LocalTopics>, store: Store) -> Result<
     run_sink_of("sink", 2_000, topics, store).await
 }
 
-async fn run_sink_of(
-    group: &str,
-    file_bytes_max: usize,
-    topics: &Arc<LocalTopics>,
-    store: Store,
-) -> Result<(), Error> {
-    let config = Config {
+pub(crate) fn config(group: &str, file_bytes_max: usize) -> Config {
+    Config {
         group: group.to_owned(),
         url: String::new(),
         flush_interval_ms: 0,
         file_bytes_max,
         memory_bytes_max: 1 << 20,
         options: Default::default(),
-    };
-    let service = Service::over(config, Arc::clone(topics) as _, names(), store);
+    }
+}
+
+async fn run_sink_of(
+    group: &str,
+    file_bytes_max: usize,
+    topics: &Arc<LocalTopics>,
+    store: Store,
+) -> Result<(), Error> {
+    let service = Service::over(
+        config(group, file_bytes_max),
+        Arc::clone(topics) as _,
+        names(),
+        store,
+    );
     let shutdown = CancellationToken::new();
     let done = async {
         let subscription = Service::subscription(&names());
@@ -376,7 +392,8 @@ async fn report(store: &Arc<InMemory>) -> Report {
     verify_store(&store, Depth::Rows).await.unwrap()
 }
 
-#[tokio::test]
+// Creates that fail are tried again after a pause.
+#[tokio::test(start_paused = true)]
 async fn whichever_operation_fails_the_next_sink_ends_with_each_row_once() {
     for done in [false, true] {
         let mut number = 0;
@@ -468,6 +485,20 @@ async fn already_exists_is_not_taken_for_success_where_nothing_is_there() {
     assert_eq!(store.create(&path, bytes.clone()).await.unwrap(), Created::New);
     assert_eq!(store.read(&path).await.unwrap(), Some(bytes.clone()));
     let for_ever = Faulty::over(&Arc::new(InMemory::new()), Fault::Conflicts(usize::MAX));
+    let error = for_ever.create(&path, bytes).await.unwrap_err();
+    assert!(matches!(error, Error::Unavailable { .. }), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_create_that_gets_no_answer_is_tried_again_whether_or_not_it_was_done() {
+    let (path, bytes) = (layout::path("a"), Bytes::from_static(b"1"));
+    for (done, created) in [(false, Created::New), (true, Created::Same)] {
+        let store = Faulty::over(&Arc::new(InMemory::new()), Fault::NoAnswer { creates: 1, done });
+        assert_eq!(store.create(&path, bytes.clone()).await.unwrap(), created);
+        assert_eq!(store.read(&path).await.unwrap(), Some(bytes.clone()));
+    }
+    let (creates, done) = (usize::MAX, false);
+    let for_ever = Faulty::over(&Arc::new(InMemory::new()), Fault::NoAnswer { creates, done });
     let error = for_ever.create(&path, bytes).await.unwrap_err();
     assert!(matches!(error, Error::Unavailable { .. }), "{error}");
 }

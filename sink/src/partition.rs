@@ -34,6 +34,8 @@ pub(crate) struct PartitionState {
 
 #[derive(Debug)]
 enum Phase {
+    /// Its place in the lake is to be looked up when a record says where from.
+    Unplaced,
     /// Its place in the lake is being looked up.
     Locating,
     /// A range is open.
@@ -107,7 +109,7 @@ impl PartitionState {
             source,
             assignment,
             paused: false,
-            phase: Phase::Locating,
+            phase: Phase::Unplaced,
             begins_at: i64::MIN,
             waiting: VecDeque::new(),
             waiting_bytes: 0,
@@ -125,16 +127,12 @@ impl PartitionState {
         }
     }
 
-    pub(crate) fn first_offset(&self) -> Option<i64> {
-        self.waiting.front().map(|record| record.offset)
-    }
-
     /// How much memory it takes, but for a range that is being written.
     pub(crate) fn held_bytes(&self) -> usize {
         let range = match &self.phase {
             Phase::Open { range, .. } => range.held_bytes(),
             Phase::Encoding { held_bytes, .. } => *held_bytes,
-            Phase::Locating | Phase::Sealing { .. } => 0,
+            Phase::Unplaced | Phase::Locating | Phase::Sealing { .. } => 0,
         };
         self.waiting_bytes + range
     }
@@ -151,15 +149,21 @@ impl PartitionState {
     /// Whether a range of the lake is to be done again: then the records up to its end must come, however short memory is.
     pub(crate) fn is_redoing(&self) -> bool {
         match &self.phase {
-            Phase::Locating => false,
+            Phase::Unplaced | Phase::Locating => false,
             Phase::Open { range, .. } => range.fixed_end().is_some(),
             Phase::Encoding { redoing, .. } => *redoing,
             Phase::Sealing { rest, .. } => !rest.redo.is_empty(),
         }
     }
 
-    pub(crate) fn is_locating(&self) -> bool {
-        matches!(self.phase, Phase::Locating)
+    /// Where to look up its place from, where that is to be done and a record tells. The place comes back.
+    pub(crate) fn locate(&mut self) -> Option<i64> {
+        let first = self
+            .waiting
+            .front()
+            .filter(|_| matches!(self.phase, Phase::Unplaced))?;
+        self.phase = Phase::Locating;
+        Some(first.offset)
     }
 
     /// Takes its place in the lake. Records that stand there already are dropped, those that are yet to come too.

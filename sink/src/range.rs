@@ -8,6 +8,8 @@ use schemas::{Digest, Route, Tenant, TopicId, TopicName, tables};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use crate::audit;
+
 /// The version of intents that this build writes, and the only one that it reads.
 const INTENT_VERSION: u32 = 1;
 
@@ -60,6 +62,16 @@ pub(crate) enum Carried {
     Marks(Marks),
     /// Of audit events: the hash of the last row.
     Head(Digest),
+}
+
+impl Carried {
+    /// What the first range of a partition is handed.
+    pub(crate) fn at_the_beginning(topic_id: TopicId, partition: i32, is_audit: bool) -> Self {
+        match is_audit {
+            true => Self::Head(audit::beginning(topic_id, partition)),
+            false => Self::Marks(Marks::default()),
+        }
+    }
 }
 
 /// A data file of a range.

@@ -9,10 +9,11 @@ use tokio_util::sync::CancellationToken;
 use topics::{Assignment, Event, Partition, Progress, Reader, Subscription, TopicPattern, Topics};
 
 use crate::{
-    Error, Options, Store, chain,
+    Error, Options, Store,
+    chain::{self, Position},
     encode::{OpenRange, Source},
     metric_names,
-    partition::{Limits, PartitionState, Place, Step, Work},
+    partition::{Limits, PartitionState, Step, Work},
     range::RangeIntent,
     seal::{self, Sealer},
 };
@@ -23,6 +24,9 @@ const SEALS_AT_ONCE: usize = 8;
 /// Partitions whose records are encoded side by side. It is work for a core, and four of them encode faster than a broker
 /// sends.
 const ENCODES_AT_ONCE: usize = 4;
+/// Partitions whose place is looked up side by side. All of a sink's are to be when it starts, and each holds what the store
+/// lists and the intents that it reads.
+const LOCATES_AT_ONCE: usize = 8;
 
 /// How a sink works.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -95,6 +99,15 @@ impl Service {
         shutdown: CancellationToken,
         ready: &(dyn Fn() + Send + Sync),
     ) -> Result<(), Error> {
+        let mut run = self.begin().await?;
+        ready();
+        run.until(shutdown).await?;
+        run.drain().await?;
+        run.reader.close().await?;
+        Ok(())
+    }
+
+    async fn begin(&self) -> Result<Run<'_>, Error> {
         self.store.prove_create_is_atomic().await?;
         let reader = self
             .topics
@@ -109,8 +122,7 @@ impl Service {
             flush_interval: Duration::from_millis(self.config.flush_interval_ms),
             file_bytes_max: self.config.file_bytes_max,
         };
-        ready();
-        let mut run = Run {
+        Ok(Run {
             service: self,
             limits,
             sealer,
@@ -118,16 +130,10 @@ impl Service {
             partitions: BTreeMap::new(),
             last_served: None,
             tasks: JoinSet::new(),
-            encoding: 0,
-            sealing: 0,
-            sealing_bytes: 0,
+            under_way: UnderWay::default(),
             short: false,
             draining: false,
-        };
-        run.until(shutdown).await?;
-        run.drain().await?;
-        run.reader.close().await?;
-        Ok(())
+        })
     }
 }
 
@@ -140,10 +146,8 @@ struct Run<'a> {
     partitions: BTreeMap<Partition, PartitionState>,
     /// The partition whose range was worked on last.
     last_served: Option<Partition>,
-    tasks: JoinSet<Result<Finished, Error>>,
-    encoding: usize,
-    sealing: usize,
-    sealing_bytes: usize,
+    tasks: JoinSet<Finished>,
+    under_way: UnderWay,
     /// Whether memory is short: from its limit on, until half of it is free.
     short: bool,
     /// Whether everything gathered is to be written now.
@@ -154,23 +158,59 @@ struct Run<'a> {
 struct Finished {
     partition: Partition,
     assignment: Assignment,
-    what: What,
+    task: Task,
+    what: Result<What, Error>,
 }
 
 /// A task's end, a panic included.
-type Joined = Result<Result<Finished, Error>, tokio::task::JoinError>;
+type Joined = Result<Finished, tokio::task::JoinError>;
 
+/// What a task is about, and takes until it ends.
+#[derive(Debug, Clone, Copy)]
+enum Task {
+    Locate,
+    Encode,
+    Seal { held_bytes: usize, began: Instant },
+}
+
+/// What came of a task.
 enum What {
-    Located {
-        place: Place,
-        whole_until: Option<i64>,
-    },
+    Located(Position),
     Encoded(OpenRange),
-    Sealed {
-        intent: RangeIntent,
-        held_bytes: usize,
-        began: Instant,
-    },
+    Sealed(RangeIntent),
+}
+
+/// What tasks take that have not ended.
+#[derive(Default)]
+struct UnderWay {
+    locating: usize,
+    encoding: usize,
+    sealing: usize,
+    sealing_bytes: usize,
+}
+
+impl UnderWay {
+    fn began(&mut self, task: Task) {
+        match task {
+            Task::Locate => self.locating += 1,
+            Task::Encode => self.encoding += 1,
+            Task::Seal { held_bytes, .. } => {
+                self.sealing += 1;
+                self.sealing_bytes += held_bytes;
+            }
+        }
+    }
+
+    fn ended(&mut self, task: Task) {
+        match task {
+            Task::Locate => self.locating -= 1,
+            Task::Encode => self.encoding -= 1,
+            Task::Seal { held_bytes, .. } => {
+                self.sealing -= 1;
+                self.sealing_bytes -= held_bytes;
+            }
+        }
+    }
 }
 
 impl Run<'_> {
@@ -183,7 +223,7 @@ impl Run<'_> {
                 .values()
                 .filter_map(|state| state.due(self.limits))
                 .min();
-            let may_seal = self.sealing < SEALS_AT_ONCE;
+            let may_seal = self.under_way.sealing < SEALS_AT_ONCE;
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return Ok(()),
@@ -224,41 +264,18 @@ impl Run<'_> {
             }
             Event::Records(chunk) => {
                 if let Some(state) = self.partitions.get_mut(&chunk.partition) {
-                    let (first, partition) = (state.first_offset().is_none(), chunk.partition.clone());
                     state.push(chunk, Instant::now());
-                    if first && state.is_locating() {
-                        self.locate(partition);
-                    }
                 }
             }
         }
         Ok(())
     }
 
-    /// Looks up where a partition stands in the lake.
-    fn locate(&mut self, partition: Partition) {
-        let Some(state) = self.partitions.get(&partition) else {
-            return;
-        };
-        let (Some(first_offset), assignment) = (state.first_offset(), state.assignment) else {
-            return;
-        };
-        let (store, source) = (self.service.store.clone(), state.source.clone());
-        self.tasks.spawn(async move {
-            let position = chain::find(&store, &source, first_offset).await?;
-            Ok(Finished {
-                partition,
-                assignment,
-                what: What::Located {
-                    whole_until: position.whole_until,
-                    place: position.into(),
-                },
-            })
-        });
-    }
-
     /// Begins all that is due and has room.
     fn begin_tasks(&mut self) {
+        if !self.draining {
+            self.locate();
+        }
         let now = Instant::now();
         while let Some((partition, work)) = self.next_work(now) {
             self.begin(&partition, work, now);
@@ -266,11 +283,45 @@ impl Run<'_> {
         }
     }
 
+    /// Looks up where partitions stand in the lake.
+    fn locate(&mut self) {
+        let room = LOCATES_AT_ONCE - self.under_way.locating;
+        let due = self
+            .partitions
+            .values_mut()
+            .filter_map(|state| Some((state.locate()?, state.source.clone(), state.assignment)));
+        for (first_offset, source, assignment) in due.take(room).collect::<Vec<_>>() {
+            let (store, partition) = (self.service.store.clone(), source.partition.clone());
+            self.spawn(Task::Locate, partition, assignment, async move {
+                let position = chain::find(&store, &source, first_offset).await?;
+                Ok(What::Located(position))
+            });
+        }
+    }
+
+    fn spawn(
+        &mut self,
+        task: Task,
+        partition: Partition,
+        assignment: Assignment,
+        work: impl Future<Output = Result<What, Error>> + Send + 'static,
+    ) {
+        self.under_way.began(task);
+        self.tasks.spawn(async move {
+            Finished {
+                partition,
+                assignment,
+                task,
+                what: work.await,
+            }
+        });
+    }
+
     /// What to begin next: partitions take turns. Where memory is short, ranges are written before they are whole, the largest
     /// first.
     fn next_work(&self, now: Instant) -> Option<(Partition, Work)> {
         let most = self.service.config.memory_bytes_max;
-        let largest = match self.short && self.bytes() - self.sealing_bytes > most / 2 {
+        let largest = match self.short && self.bytes() - self.under_way.sealing_bytes > most / 2 {
             true => self
                 .partitions
                 .values()
@@ -282,8 +333,8 @@ impl Run<'_> {
             let forced = self.draining || largest > 0 && state.forceable_bytes() == largest;
             let work = state.due_work(self.limits, now, forced)?;
             let has_room = match work {
-                Work::Encode => self.encoding < ENCODES_AT_ONCE,
-                Work::Seal => self.sealing < SEALS_AT_ONCE,
+                Work::Encode => self.under_way.encoding < ENCODES_AT_ONCE,
+                Work::Seal => self.under_way.sealing < SEALS_AT_ONCE,
             };
             has_room.then(|| (partition.clone(), work))
         })
@@ -302,32 +353,21 @@ impl Run<'_> {
         else {
             return;
         };
-        let finished = move |partition, what| Finished {
-            partition,
-            assignment,
-            what,
-        };
         let partition = partition.clone();
         match work {
-            Work::Encode => {
-                self.encoding += 1;
-                self.tasks.spawn(async move {
-                    let range = seal::encode(source, range, records).await?;
-                    Ok(finished(partition, What::Encoded(range)))
-                });
-            }
+            Work::Encode => self.spawn(Task::Encode, partition, assignment, async move {
+                let range = seal::encode(source, range, records).await?;
+                Ok(What::Encoded(range))
+            }),
             Work::Seal => {
-                self.sealing += 1;
-                self.sealing_bytes += held_bytes;
+                let task = Task::Seal {
+                    held_bytes,
+                    began: now,
+                };
                 let sealer = Arc::clone(&self.sealer);
-                self.tasks.spawn(async move {
+                self.spawn(task, partition, assignment, async move {
                     let intent = sealer.seal(source, range, records).await?;
-                    let what = What::Sealed {
-                        intent,
-                        held_bytes,
-                        began: now,
-                    };
-                    Ok(finished(partition, what))
+                    Ok(What::Sealed(intent))
                 });
             }
         }
@@ -348,38 +388,39 @@ impl Run<'_> {
     }
 
     /// The partition that got a range written, or turned out to have one that was not committed, and where that range ends.
+    ///
+    /// # Errors
+    /// Where the task has failed and its partition is still this sink's; whoever has it now does the same again.
     fn take_in(&mut self, finished: Joined) -> Result<Option<(Partition, i64)>, Error> {
         let finished = finished.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
         let Finished {
             partition,
             assignment,
+            task,
             what,
-        } = finished?;
-        match &what {
-            What::Located { .. } => {}
-            What::Encoded(_) => self.encoding -= 1,
-            What::Sealed {
-                held_bytes, began, ..
-            } => {
-                self.sealing -= 1;
-                self.sealing_bytes -= held_bytes;
-                metrics::histogram!(metric_names::SEAL_SECONDS).record(began.elapsed().as_secs_f64());
-            }
+        } = finished;
+        self.under_way.ended(task);
+        if let (Task::Seal { began, .. }, Ok(_)) = (task, &what) {
+            metrics::histogram!(metric_names::SEAL_SECONDS).record(began.elapsed().as_secs_f64());
         }
         let Some(state) = self
             .partitions
             .get_mut(&partition)
             .filter(|state| state.assignment == assignment)
         else {
+            if let Err(error) = what {
+                tracing::warn!(%partition, %error, "what was under way for a partition that is another's by now has failed");
+            }
             return Ok(None);
         };
-        match what {
-            What::Located { place, whole_until } => {
-                state.place(place);
+        match what? {
+            What::Located(position) => {
+                let whole_until = position.whole_until;
+                state.place(position.into());
                 return Ok(whole_until.map(|end| (partition, end)));
             }
             What::Encoded(range) => state.encoded(range),
-            What::Sealed { intent, .. } => {
+            What::Sealed(intent) => {
                 let end = intent.end;
                 state.sealed(&intent);
                 return Ok(Some((partition, end)));
@@ -411,7 +452,7 @@ impl Run<'_> {
     }
 
     fn bytes(&self) -> usize {
-        self.sealing_bytes
+        self.under_way.sealing_bytes
             + self
                 .partitions
                 .values()
@@ -457,7 +498,88 @@ async fn wait_until(due: Option<Instant>) {
 
 #[cfg(test)]
 mod tests {
+    use schemas::TopicId;
+    use topics::{Chunk, Record, TopicRef};
+
     use super::*;
+    use crate::faults;
+
+    const ASSIGNMENT: Assignment = Assignment(2);
+
+    /// A sink, and a partition of outcomes for each of `indexes`.
+    async fn service(indexes: std::ops::Range<i32>) -> (Service, Vec<Partition>) {
+        let (topics, names) = (faults::topics().await, faults::names());
+        let store = Store::open("memory://lake", &Options::new()).unwrap();
+        let topic = Arc::new(TopicRef {
+            name: names.outcomes(&faults::acme()),
+            id: TopicId::from_bytes([1; 16]),
+        });
+        let partition = |index| Partition {
+            topic: Arc::clone(&topic),
+            index,
+        };
+        let service = Service::over(faults::config("sink", 2_000), topics, names, store);
+        (service, indexes.map(partition).collect())
+    }
+
+    fn assigned(partitions: &[Partition]) -> Event {
+        let assigned = partitions.iter().cloned();
+        Event::Assigned(assigned.map(|partition| (partition, ASSIGNMENT)).collect())
+    }
+
+    #[tokio::test]
+    async fn what_fails_for_a_partition_that_is_held_no_more_does_not_end_the_run() {
+        let (service, partitions) = service(0..1).await;
+        let mut run = service.begin().await.unwrap();
+        let fail = async |run: &mut Run<'_>, assignment| {
+            run.spawn(Task::Locate, partitions[0].clone(), assignment, async {
+                Err(Error::Overtaken {
+                    what: "by its new owner".to_owned(),
+                })
+            });
+            let finished = run.tasks.join_next().await.unwrap();
+            run.take_in(finished).map(|_| run.under_way.locating)
+        };
+        run.handle(assigned(&partitions)).unwrap();
+        assert_eq!(fail(&mut run, Assignment(1)).await.unwrap(), 0);
+        fail(&mut run, ASSIGNMENT).await.unwrap_err();
+        run.handle(Event::Revoked(partitions.clone())).unwrap();
+        assert_eq!(fail(&mut run, ASSIGNMENT).await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn of_many_partitions_that_are_assigned_at_once_only_some_are_looked_up_side_by_side() {
+        let (service, partitions) = service(0..20).await;
+        let mut run = service.begin().await.unwrap();
+        run.handle(assigned(&partitions)).unwrap();
+        for partition in &partitions {
+            let record = Record {
+                offset: 7,
+                timestamp_ms: 0,
+                stamped_by_log: false,
+                key: None,
+                value: None,
+                headers: Vec::new(),
+            };
+            let chunk = Chunk {
+                partition: partition.clone(),
+                assignment: ASSIGNMENT,
+                records: vec![record],
+            };
+            run.handle(Event::Records(chunk)).unwrap();
+        }
+        let mut side_by_side = Vec::new();
+        loop {
+            run.locate();
+            side_by_side.push(run.under_way.locating);
+            let Some(finished) = run.tasks.join_next().await else {
+                break;
+            };
+            run.take_in(finished).unwrap();
+        }
+        assert_eq!(side_by_side[..13], [LOCATES_AT_ONCE; 13]);
+        assert_eq!(side_by_side[13..], [7, 6, 5, 4, 3, 2, 1, 0]);
+    }
 
     #[test]
     fn partitions_that_always_have_work_are_served_in_turn_whatever_they_are_called() {

@@ -1,10 +1,10 @@
 //! The object store that the lake is in.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, error::Error as _, path::PathBuf, sync::Arc, time::Duration};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt, future::join_all};
+use futures::{Stream, StreamExt, TryStreamExt, future::join_all};
 use object_store::{
     Error as StoreError, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload,
     local::LocalFileSystem, memory::InMemory, path::Path, prefix::PrefixStore,
@@ -18,6 +18,13 @@ pub type Options = BTreeMap<String, String>;
 
 /// How often a create is tried that is answered "already exists" while nothing is there.
 const CREATE_TRIES_MAX: usize = 8;
+/// How often a create is tried again of which nobody knows whether it was done. The client of the store does not: to it a
+/// create that is repeated is another one. More would only put off that the service starts over.
+const CREATES_AGAIN_MAX: usize = 3;
+/// How long a request may take, body and answer, where the user does not say. The client's own 30 s would have a file of
+/// `sink.file_bytes_max` need a link of tens of megabits that it has for itself, and each start over end the same way.
+#[cfg(feature = "cloud")]
+const REQUEST_LIMIT: &str = "5 minutes";
 /// How often the start-up proof creates one key from all sides. A store that does not lock is caught at nearly every try.
 const PROBE_ROUNDS: usize = 4;
 /// How many creates of one key run side by side in the proof.
@@ -110,7 +117,8 @@ impl Store {
     }
 
     /// Creates an object, never overwriting one. What is there already is read back and compared: some stores answer
-    /// "already exists" to a conflict that left nothing, and then it is tried again.
+    /// "already exists" to a conflict that left nothing, and then it is tried again. So it is where the answer is lost: what
+    /// the first try has left is the same.
     ///
     /// # Errors
     /// [`Error::Unavailable`] where the store does not answer or goes on contradicting itself.
@@ -120,6 +128,9 @@ impl Store {
             .with_min_delay(Duration::from_millis(20))
             .with_jitter();
         let mut waits = backoff.with_max_times(CREATE_TRIES_MAX).build();
+        let mut waits_for_an_answer = ExponentialBuilder::new()
+            .with_max_times(CREATES_AGAIN_MAX)
+            .build();
         loop {
             let options = PutOptions {
                 mode: PutMode::Create,
@@ -128,7 +139,17 @@ impl Store {
             let refused = match self.inner.put_opts(path, bytes.clone(), options).await {
                 Ok(_) => return Ok(Created::New),
                 Err(error @ (StoreError::AlreadyExists { .. } | StoreError::Precondition { .. })) => error,
-                Err(error) => return Err(self.failed(&format!("create `{path}`"), error)),
+                Err(error) => {
+                    let error = self.failed(&format!("create `{path}`"), error);
+                    let wait = waits_for_an_answer.next().filter(|_| error.is_retryable());
+                    let Some(wait) = wait else {
+                        return Err(error);
+                    };
+                    let cause = error.source().map(ToString::to_string);
+                    tracing::warn!(%error, cause, wait_ms = wait.as_millis() as u64, "creating it again");
+                    tokio::time::sleep(wait).await;
+                    continue;
+                }
             };
             match self.read(path).await? {
                 Some(found) if is_same(&found, &bytes) => return Ok(Created::Same),
@@ -176,15 +197,26 @@ impl Store {
     /// # Errors
     /// [`Error::Unavailable`] where the store does not answer.
     pub async fn list(&self, folder: &Path) -> Result<Vec<Path>, Error> {
-        let listed = self
-            .inner
-            .list(Some(folder))
-            .map(|meta| meta.map(|meta| meta.location))
-            .try_collect()
-            .await;
-        let mut paths: Vec<Path> = listed.map_err(|error| self.failed(&format!("list `{folder}`"), error))?;
+        let mut paths: Vec<Path> = self.list_behind(folder, None).try_collect().await?;
         paths.sort();
         Ok(paths)
+    }
+
+    /// The paths under `folder` that sort behind one, or all, in whatever order the store lists them.
+    pub(crate) fn list_behind(
+        &self,
+        folder: &Path,
+        behind: Option<&Path>,
+    ) -> impl Stream<Item = Result<Path, Error>> + use<> {
+        let listed = match behind {
+            Some(behind) => self.inner.list_with_offset(Some(folder), behind),
+            None => self.inner.list(Some(folder)),
+        };
+        let (store, what) = (self.clone(), format!("list `{folder}`"));
+        listed.map(move |meta| match meta {
+            Ok(meta) => Ok(meta.location),
+            Err(error) => Err(store.failed(&what, error)),
+        })
     }
 
     /// Proves that of many creates of one key exactly one wins, and that its bytes are what is there then.
@@ -329,10 +361,11 @@ fn remote(url: &Url, options: &Options) -> Result<Arc<dyn ObjectStore>, String> 
             url.scheme()
         ));
     }
+    let defaults = std::iter::once(("timeout".to_owned(), REQUEST_LIMIT.to_owned()));
     let environment = std::env::vars()
         .map(|(key, value)| (key.to_ascii_lowercase(), value))
         .filter(|(key, _)| known(key));
-    let options = environment.chain(options.clone());
+    let options = defaults.chain(environment).chain(options.clone());
     let (store, prefix) = object_store::parse_url_opts(url, options).map_err(|error| error.to_string())?;
     Ok(Arc::new(PrefixStore::new(store, prefix)))
 }

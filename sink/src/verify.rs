@@ -21,7 +21,7 @@ use crate::{
     Error, Options, Store,
     audit::{self, RangeRows},
     chain, layout,
-    range::{Heads, RangeFile, RangeIntent, Table},
+    range::{Carried, Heads, RangeFile, RangeIntent, Table},
 };
 use rows::Rows;
 
@@ -258,12 +258,14 @@ impl Report {
                     "range {name} begins with {what} than the last one ended with"
                 ));
             }
-        } else if let Some(heads) = intent.heads
-            && heads.before != audit::beginning(intent.topic_id, intent.partition)
-        {
-            self.offences.push(format!(
-                "range {name} is the first of its partition and does not begin the chain: those before it were taken out"
-            ));
+        } else {
+            let beginning =
+                Carried::at_the_beginning(intent.topic_id, intent.partition, intent.heads.is_some());
+            if intent.carried_before() != beginning {
+                self.offences.push(format!(
+                    "range {name} is the first of its partition and does not begin the chain: those before it were taken out"
+                ));
+            }
         }
         let rows = |table| -> BTreeMap<_, _> {
             let of_table = intent
@@ -393,6 +395,9 @@ async fn footer(store: &Store, path: &Path) -> Result<Option<Result<ParquetMetaD
         Err(object_store::Error::NotFound { .. }) => return Ok(None),
         Err(error) => return Err(failed(error)),
     };
+    if size == 0 {
+        return Ok(Some(Err(ParquetError::EOF("it has no bytes".to_owned()))));
+    }
     let mut wanted = FOOTER_BYTES.min(size);
     loop {
         let tail = inner.get_range(path, size - wanted..size).await.map_err(failed)?;
@@ -451,4 +456,64 @@ fn disagreements(
         ));
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use object_store::{ObjectStore, memory::InMemory};
+
+    use super::*;
+    use crate::faults;
+
+    /// A lake with several ranges in each partition, and what stands in `folder` there.
+    async fn lake(folder: &str) -> (Arc<dyn ObjectStore>, Vec<Path>) {
+        let lake: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+        let store = Store::over(Arc::clone(&lake), "the lake");
+        faults::run_sink(&faults::topics().await, store.clone())
+            .await
+            .unwrap();
+        let paths = store.list(&layout::path(folder)).await.unwrap();
+        (lake, paths)
+    }
+
+    async fn offences(lake: &Arc<dyn ObjectStore>, depth: Depth) -> Vec<String> {
+        let store = Store::over(Arc::clone(lake), "the lake");
+        verify_store(&store, depth).await.unwrap().offences
+    }
+
+    #[tokio::test]
+    async fn a_partition_whose_first_range_is_gone_with_its_files_is_not_sound() {
+        let (lake, intents) = lake(layout::RANGES).await;
+        for path in intents {
+            let bytes = lake.get(&path).await.unwrap().bytes().await.unwrap();
+            let intent = RangeIntent::decode(&bytes).unwrap();
+            if intent.start == 0 && intent.heads.is_none() {
+                lake.delete(&path).await.unwrap();
+                for file in &intent.files {
+                    lake.delete(&layout::path(&file.path)).await.unwrap();
+                }
+            }
+        }
+        let found = offences(&lake, Depth::Footers).await;
+        let told = found
+            .iter()
+            .filter(|offence| offence.contains("those before it were taken out"));
+        assert_eq!((told.count(), found.len()), (2, 2), "{found:?}");
+    }
+
+    #[tokio::test]
+    async fn a_data_file_without_bytes_is_named() {
+        let (lake, files) = lake(Table::Results.name()).await;
+        lake.put(&files[0], Bytes::new().into()).await.unwrap();
+        for depth in [Depth::Footers, Depth::Rows] {
+            let found = offences(&lake, depth).await;
+            let named = format!("`{}` is no readable Parquet", files[0]);
+            assert!(
+                found.iter().any(|offence| offence.starts_with(&named)),
+                "{found:?}"
+            );
+        }
+    }
 }

@@ -11,13 +11,14 @@ use schemas::{
     Action, Actor, AuditEvent, AuditEvents, Operation, ReasonCode, Record as _, TopicName, TopicNames,
 };
 use tokio_util::sync::CancellationToken;
-use topics::{Append, Appender, Topics};
+use topics::{Append, Appender as _, Topics};
 
 use crate::{
     access,
     cli::{AuditCommand, print},
     config::Config,
     followed_file::looks,
+    renewed::RenewedAppender,
     shutdown::or_given_up,
 };
 
@@ -26,6 +27,8 @@ use crate::{
 const EVENTS_TOLD_MAX: usize = 32;
 /// How long the last events are waited for at the end: the client of a log that is away gives up after minutes.
 const LAST_EVENTS_LIMIT: Duration = Duration::from_secs(10);
+/// What the source of requests is called that came from several addresses and are counted together.
+const SEVERAL: &str = "several";
 /// What a set is called that was not taken.
 pub(crate) const REFUSED: &str = "refused";
 
@@ -170,6 +173,9 @@ impl Told {
                 if same.actor != event.actor {
                     same.actor = Actor::Unknown;
                 }
+                if same.source != event.source {
+                    same.source = SEVERAL.to_owned();
+                }
             }
             None => drop(self.rest.insert(
                 class,
@@ -187,14 +193,17 @@ impl Told {
 }
 
 async fn append(
-    appender: &mut Option<Box<dyn Appender>>,
+    appender: &mut Option<RenewedAppender>,
     topics: &Arc<dyn Topics>,
     names: &TopicNames,
     events: &[AuditEvent],
 ) -> Result<(), topics::Error> {
     let appender = match appender {
         Some(appender) => appender,
-        None => appender.insert(topics.appender().await?),
+        None => {
+            topics.ensure(&[ingest::Service::audit_spec(names)]).await?;
+            appender.insert(RenewedAppender::open(Arc::clone(topics)).await?)
+        }
     };
     let appends = appends(&names.audit(), events.to_vec());
     let appended = appender.append(appends).await;
@@ -279,6 +288,7 @@ mod tests {
     use topics::local::LocalTopics;
 
     use super::*;
+    use crate::renewed::tests::Ending;
 
     #[test]
     fn of_many_events_in_a_second_some_are_told_and_the_others_are_counted() {
@@ -296,24 +306,33 @@ mod tests {
                 detail: number.to_string(),
                 policy,
             };
-            auditor.tell_of_request("203.0.113.7", request);
+            // Who sends no token always comes from one place.
+            let address = if number % 3 == 0 { 0 } else { number };
+            auditor.tell_of_request(&format!("2001:db8::{address:x}"), request);
         }
         let events = auditor.told();
         let (told, rest) = events.split_at(EVENTS_TOLD_MAX);
         assert!(told.iter().all(|event| event.actor != Actor::Unknown));
-        assert!(rest.len() == 3 && rest.iter().all(|event| event.actor == Actor::Unknown));
+        assert!(rest.iter().all(|event| event.actor == Actor::Unknown));
+        let sources = rest
+            .iter()
+            .map(|event| (event.refused.as_deref(), event.source.as_str()));
+        assert_eq!(
+            sources.collect::<Vec<_>>(),
+            [
+                (Some("not_permitted"), SEVERAL),
+                (Some("not_permitted"), SEVERAL),
+                (Some("token_missing"), "2001:db8::0"),
+            ]
+        );
         assert_eq!(events.iter().map(|event| event.count).sum::<u64>(), 1_000);
         assert!(auditor.told().is_empty(), "they are told once");
     }
 
     #[tokio::test]
-    async fn what_was_told_before_the_end_is_appended() {
+    async fn what_was_told_before_the_end_is_appended_though_nobody_has_made_the_topic() {
         let topics: Arc<dyn Topics> = Arc::new(LocalTopics::in_memory());
         let names = TopicNames::new(&TopicName::new("jobs").unwrap(), "tributary.").unwrap();
-        topics
-            .ensure(&[ingest::Service::audit_spec(&names)])
-            .await
-            .unwrap();
         let (auditor, shutdown) = (Auditor::of("ingest-0".to_owned()), CancellationToken::new());
         auditor.tell(
             Operation::TakeKeys,
@@ -336,7 +355,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_could_not_be_appended_at_the_end_is_not_passed_over() {
-        let topics: Arc<dyn Topics> = Arc::new(LocalTopics::in_memory());
+        let topics: Arc<dyn Topics> = Ending::first(1);
         let names = TopicNames::new(&TopicName::new("jobs").unwrap(), "tributary.").unwrap();
         let (auditor, shutdown) = (Auditor::of("ingest-0".to_owned()), CancellationToken::new());
         shutdown.cancel();
@@ -344,6 +363,6 @@ mod tests {
         assert!(all.await, "nothing was told");
         auditor.tell(Operation::TakeKeys, "keys.json", None, String::new());
         let all = auditor.keep_appending(topics, names, &shutdown);
-        assert!(!all.await, "there is no such topic");
+        assert!(!all.await, "the appender was at its end");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{future::poll_fn, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use axum::{
     Json, Router,
     body::{Body, HttpBody},
@@ -13,7 +13,8 @@ use axum::{
 };
 use bytes::Bytes;
 use ingest::{
-    Answer, HttpDoor, asker_at_the_door, asker_of_request, count_put_off, count_refused,
+    Answer, HttpDoor, LINES_MAX, asker_at_the_door, asker_of_request, count_lines, count_put_off,
+    count_refused,
     identity::{Identity, Refusal},
 };
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -34,11 +35,13 @@ use crate::{
 };
 
 /// How long a request waits for ingest to reach its topics.
-const DOOR_LIMIT: Duration = Duration::from_secs(5);
+pub(crate) const DOOR_LIMIT: Duration = Duration::from_secs(5);
 /// So many bodies of the greatest length that one may have are held at once, or as many more as they are shorter.
 const LARGEST_BODIES: usize = 4;
 /// How long a client may send nothing of a body, or it would keep the room of what it has sent from the others.
 const SILENCE_LIMIT: Duration = Duration::from_secs(30);
+/// How long all of a body may take, or a client that sends a byte now and then would keep it for ever.
+pub(crate) const BODY_LIMIT: Duration = Duration::from_secs(300);
 /// Whoever is put off may try again after this long.
 const RETRY_AFTER_S: &str = "1";
 /// How long requests under way are waited for at the end: one whose client falls silent would hold up the process for ever.
@@ -67,6 +70,8 @@ pub(crate) struct Bodies {
     bytes_max: usize,
     /// A permit is a KiB, so that a short body counts for what it takes beside its bytes.
     room: Arc<Semaphore>,
+    /// A permit is a line: its answer may take more than its bytes.
+    lines: Arc<Semaphore>,
 }
 
 impl Bodies {
@@ -75,6 +80,7 @@ impl Bodies {
         Self {
             bytes_max,
             room: Arc::new(Semaphore::new(LARGEST_BODIES * Self::permits(bytes_max) as usize)),
+            lines: Arc::new(Semaphore::new(LARGEST_BODIES * LINES_MAX)),
         }
     }
 
@@ -82,9 +88,20 @@ impl Bodies {
         u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX)
     }
 
-    /// All of `body`, and the room that it has until that is dropped. Room is taken as the body comes: what is only announced
-    /// keeps nobody out.
-    async fn take(&self, mut body: Body) -> Result<(Vec<u8>, OwnedSemaphorePermit), NotTaken> {
+    /// All of `body`, and the room that it and the answers to its lines have until that is dropped.
+    async fn take(&self, body: Body) -> Result<(Bytes, [OwnedSemaphorePermit; 2]), NotTaken> {
+        let gathered = timeout(BODY_LIMIT, self.gather(body)).await;
+        let (body, room) = gathered.map_err(|_| NotTaken::Late)??;
+        let lines = match u32::try_from(count_lines(&body)) {
+            Ok(lines) if lines as usize <= LINES_MAX => lines,
+            _ => return Err(NotTaken::TooManyLines),
+        };
+        let lines = Arc::clone(&self.lines).try_acquire_many_owned(lines);
+        Ok((body.into(), [room, lines.map_err(|_| NotTaken::NoRoom)?]))
+    }
+
+    /// Room is taken as the body comes: what is only announced keeps nobody out.
+    async fn gather(&self, mut body: Body) -> Result<(Vec<u8>, OwnedSemaphorePermit), NotTaken> {
         let room_for = |permits| {
             let room = Arc::clone(&self.room).try_acquire_many_owned(permits);
             room.map_err(|_| NotTaken::NoRoom)
@@ -95,9 +112,7 @@ impl Bodies {
         let (mut bytes, mut room) = (Vec::new(), room_for(1)?);
         loop {
             let frame = poll_fn(|context| Pin::new(&mut body).poll_frame(context));
-            let frame = timeout(SILENCE_LIMIT, frame)
-                .await
-                .map_err(|_| NotTaken::Silent)?;
+            let frame = timeout(SILENCE_LIMIT, frame).await.map_err(|_| NotTaken::Late)?;
             let Some(frame) = frame else {
                 return Ok((bytes, room));
             };
@@ -120,10 +135,12 @@ impl Bodies {
 enum NotTaken {
     /// It is longer than a body may be.
     TooLong,
+    /// It has more lines than a body may have.
+    TooManyLines,
     /// Others have all the room.
     NoRoom,
-    /// Its client does not send it.
-    Silent,
+    /// Its client does not send it, or not in time.
+    Late,
     /// It broke off.
     Broken(axum::Error),
 }
@@ -140,7 +157,11 @@ impl IntoResponse for NotTaken {
                 let full = "the requests under way leave no room for this one: try again, or bring fewer jobs at once\n";
                 put_off(full)
             }
-            Self::Silent => (StatusCode::REQUEST_TIMEOUT, "the jobs do not come\n").into_response(),
+            Self::TooManyLines => {
+                let too_many = format!("there are more than {LINES_MAX} lines: bring fewer jobs at once\n");
+                (StatusCode::PAYLOAD_TOO_LARGE, too_many).into_response()
+            }
+            Self::Late => (StatusCode::REQUEST_TIMEOUT, "the jobs do not come in time\n").into_response(),
             Self::Broken(error) => {
                 (StatusCode::BAD_REQUEST, format!("the jobs broke off: {error}\n")).into_response()
             }
@@ -159,6 +180,10 @@ pub(crate) type Door = Arc<SetOnce<HttpDoor>>;
 
 /// Opens the address to listen on.
 pub(crate) async fn bind(section: &HttpSection) -> anyhow::Result<TcpListener> {
+    ensure!(
+        section.body_bytes_max > 0,
+        "http.body_bytes_max is 0, and no job would ever get through: it must be at least 1"
+    );
     TcpListener::bind(&section.listen).await.with_context(|| {
         format!(
             "cannot listen on {}: choose another with --set http.listen=…",
@@ -232,7 +257,7 @@ async fn metrics(
 /// Takes jobs, a JSON object a line, and answers each line: 202 where all were accepted, 207 where some were, 400 where all
 /// were refused, 503 where none was accepted and of some nobody knows. All of a request is refused with 401 or 403 where a token is demanded and its own is not good, or the access
 /// policies do not let who brings it, before its body is read; and put off with 503 where there is no room for that, ended with
-/// 408 where it does not come, and refused with 413 where it is too long.
+/// 408 where it does not come in time, and refused with 413 where it is too long or has too many lines.
 async fn jobs(
     State(served): State<Served>,
     ConnectInfo(address): ConnectInfo<SocketAddr>,
@@ -261,7 +286,6 @@ async fn jobs(
         Ok(taken) => taken,
         Err(not_taken) => return not_taken.into_response(),
     };
-    let body = Bytes::from(body);
     let answers = door.accept(&body, asker.bearer.as_ref(), now_ms()).await;
     (
         status_of(&answers),
@@ -272,9 +296,8 @@ async fn jobs(
 }
 
 fn status_of(answers: &[Answer]) -> StatusCode {
-    let is_unknown = |answer: &Answer| matches!(answer, Answer::Unknown { .. });
     match answers.iter().filter(|answer| answer.is_accepted()).count() {
-        0 if answers.iter().any(is_unknown) => StatusCode::SERVICE_UNAVAILABLE,
+        0 if Answer::tell_that_nobody_answers(answers) => StatusCode::SERVICE_UNAVAILABLE,
         0 => StatusCode::BAD_REQUEST,
         some if some == answers.len() => StatusCode::ACCEPTED,
         _ => StatusCode::MULTI_STATUS,
@@ -416,6 +439,7 @@ mod tests {
         time::Instant,
     };
 
+    use futures::StreamExt;
     use ingest::identity::{Config, Keys, Required};
     use metrics_exporter_prometheus::PrometheusBuilder;
     use schemas::TopicName;
@@ -545,6 +569,48 @@ mod tests {
         assert!(silent.iter().all(|(_, told)| told == "HTTP/1.1 100"));
         assert_eq!(announce(address, 9).1, "HTTP/1.1 100");
         assert_eq!(announce(address, BODY_BYTES_MAX + 1).1, "HTTP/1.1 413");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_body_of_more_lines_than_are_taken_is_refused_when_it_is_there() {
+        let (address, bodies, ..) = serving(false).await;
+        let body = "x\n".repeat(LINES_MAX + 1);
+        let (mut client, told) = announce(address, body.len());
+        assert_eq!(told, "HTTP/1.1 100");
+        client.write_all(body.as_bytes()).unwrap();
+        let mut answered = String::new();
+        while !answered.ends_with("bring fewer jobs at once\n") {
+            let mut byte = [0];
+            client.read_exact(&mut byte).unwrap();
+            answered.extend(byte.map(char::from));
+        }
+        assert!(
+            answered.contains(" 413 ") && answered.contains("more than 100000 lines"),
+            "{answered}"
+        );
+        is_left(&bodies, LARGEST_BODIES * BODY_BYTES_MAX / 1024).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_trickles_is_not_waited_for_without_end() {
+        let bodies = Bodies::of_at_most(BODY_BYTES_MAX);
+        let trickle = futures::stream::repeat(()).then(|()| async {
+            tokio::time::sleep(SILENCE_LIMIT / 2).await;
+            Ok::<_, std::io::Error>("x")
+        });
+        let taken = bodies.take(Body::from_stream(trickle)).await;
+        assert!(matches!(taken, Err(NotTaken::Late)), "{taken:?}");
+        is_left(&bodies, LARGEST_BODIES * BODY_BYTES_MAX / 1024).await;
+    }
+
+    #[tokio::test]
+    async fn a_door_that_no_job_would_ever_get_through_is_not_opened() {
+        let section = HttpSection {
+            listen: "127.0.0.1:0".to_owned(),
+            body_bytes_max: 0,
+        };
+        let refused = bind(&section).await.unwrap_err().to_string();
+        assert!(refused.starts_with("http.body_bytes_max is 0"), "{refused}");
     }
 
     #[test]

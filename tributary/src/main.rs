@@ -16,6 +16,7 @@ mod metric_names;
 mod pipeline;
 mod policy;
 mod process;
+mod renewed;
 mod shutdown;
 mod simulate;
 mod sole;

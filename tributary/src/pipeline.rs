@@ -16,7 +16,9 @@ use crate::{
     config::{Config, Delivery, TopicsKind},
     followed_file::Follows,
     health::{Health, State},
-    http, identity, shutdown,
+    http, identity,
+    renewed::RenewedAppender,
+    shutdown,
     supervise::keep_running,
     tenants::Follower,
 };
@@ -107,9 +109,7 @@ pub(crate) async fn serve(config: Config, stages: &[Stage]) -> anyhow::Result<()
     running.spawn(follower.audited(auditor.clone()).run(shutdown.clone()));
     running.spawn(keys.run(shutdown.clone()));
     running.spawn(authority.run(shutdown.clone()));
-    if by_tenant {
-        running.spawn(auditor.run(topics, config.topics.names(), shutdown.clone()));
-    }
+    running.spawn(auditor.run(topics, config.topics.names(), shutdown.clone()));
     let mut first_error = Ok(());
     while let Some(ended) = running.join_next().await {
         let result = ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
@@ -201,7 +201,8 @@ pub(crate) async fn run_stage(
                 async move {
                     topics.ensure(&jobs).await?;
                     if let Some(door) = door.filter(|door| !door.initialized()) {
-                        let opened = HttpDoor::new(topics.appender().await?, config.topics.jobs.clone());
+                        let appender = RenewedAppender::open(Arc::clone(&topics)).await?;
+                        let opened = HttpDoor::new(Box::new(appender), config.topics.jobs.clone());
                         // Ingest alone opens it, and runs once at a time.
                         let _ = door.set(opened);
                     }

@@ -6,15 +6,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
 use indicatif::{ProgressBar, ProgressStyle};
-use ingest::{Answer, HttpDoor, identity::Bearer};
+use ingest::{Answer, HttpDoor, LINES_MAX, identity::Bearer};
 use tokio::time::sleep;
 
 use crate::{
     cli::{SubmitArgs, print},
     config::{self, Config, Delivery, TopicsKind},
+    http::{BODY_LIMIT, DOOR_LIMIT},
     pipeline::{job_topics, open_topics},
 };
 
@@ -26,6 +27,14 @@ const ANSWERS_BYTES_MAX: u64 = 100 * PART_BYTES as u64;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// … and no sooner than this.
 const AGAIN_AFTER_MIN: Duration = Duration::from_millis(100);
+/// A connection that breaks while a part is sent is tried again after as long.
+const BROKEN_AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// A door that waits for ingest says so in this time, and then nothing of a part need be sent.
+const CONTINUE_LIMIT: Duration = Duration::from_secs(DOOR_LIMIT.as_secs() + 1);
+/// Longer than a door takes: for the part to come, and as long again until Kafka's client gives a record up.
+const ANSWER_LIMIT: Duration = Duration::from_secs(3 * BODY_LIMIT.as_secs());
+/// What some editors put at the beginning of a file, and is no part of its first line.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// This many lines that were not accepted are shown; the rest is counted.
 const LINES_SHOWN_MAX: usize = 10;
 
@@ -51,7 +60,30 @@ pub(crate) async fn run(config: &Config, args: SubmitArgs) -> anyhow::Result<()>
         inner: BufReader::new(reader),
         lines_read: 0,
     };
-    while let Some(part) = next_part(&mut reader)? {
+    let all = send_all(&target, &mut reader, bearer, &bar, &mut sent).await;
+    bar.finish_and_clear();
+    if all.is_ok() || !sent.is_nothing() {
+        sent.report()?;
+    }
+    all?;
+    sent.problem().map_or(Ok(()), |problem| bail!(problem))
+}
+
+/// Sends part after part, until the log is away: of each further one nobody would know either.
+async fn send_all(
+    target: &Target,
+    reader: &mut Lines,
+    bearer: Option<Bearer>,
+    bar: &ProgressBar,
+    sent: &mut Sent,
+) -> anyhow::Result<()> {
+    let mut nobody_answers = false;
+    while let Some(part) = next_part(reader)? {
+        ensure!(
+            !nobody_answers,
+            "of the lines before nothing was acknowledged, and from line {} on nothing was sent",
+            part.first_line
+        );
         let length = part.bytes.len() as u64;
         let answers = target.send(part.bytes, bearer.clone()).await.with_context(|| {
             format!(
@@ -59,11 +91,11 @@ pub(crate) async fn run(config: &Config, args: SubmitArgs) -> anyhow::Result<()>
                 sent.accepted, part.first_line
             )
         })?;
+        nobody_answers = Answer::tell_that_nobody_answers(&answers);
         sent.add(part.first_line, answers);
         bar.inc(length);
     }
-    bar.finish_and_clear();
-    sent.report()
+    Ok(())
 }
 
 enum Target {
@@ -122,6 +154,8 @@ enum Reply {
 fn post(url: &str, part: &Bytes, bearer: Option<&Bearer>) -> anyhow::Result<Reply> {
     let agent: ureq::Agent = ureq::Agent::config_builder()
         .http_status_as_error(false)
+        .timeout_await_100(Some(CONTINUE_LIMIT))
+        .timeout_global(Some(ANSWER_LIMIT))
         .build()
         .into();
     let mut request = agent.post(url).content_type("application/x-ndjson");
@@ -130,9 +164,21 @@ fn post(url: &str, part: &Bytes, bearer: Option<&Bearer>) -> anyhow::Result<Repl
     if let Some(bearer) = bearer {
         request = request.header("authorization", bearer.header_value());
     }
-    let mut response = request
-        .send(&part[..])
-        .with_context(|| format!("no answer from {url}: is `tributary up` running there?"))?;
+    let mut rest = &part[..];
+    let sent = request
+        .header("content-length", part.len())
+        .send(ureq::SendBody::from_reader(&mut rest));
+    let mut response = match sent {
+        // Whoever puts a request off in the middle of its body closes the connection, and may do so before he is heard. Of a
+        // body that is not whole nothing is taken.
+        Err(ureq::Error::Io(error)) if (1..part.len()).contains(&rest.len()) => {
+            return Ok(Reply::PutOff {
+                again_after: BROKEN_AGAIN_AFTER,
+                said: format!("the connection broke while jobs were sent: {error}"),
+            });
+        }
+        sent => sent.with_context(|| format!("no answer from {url}: is `tributary up` running there?"))?,
+    };
     let again_after_s = response.headers().get("retry-after").cloned();
     let again_after_s = again_after_s.and_then(|seconds| seconds.to_str().ok()?.parse().ok());
     let body = response.body_mut().with_config().limit(ANSWERS_BYTES_MAX);
@@ -177,9 +223,17 @@ impl Sent {
         }
     }
 
+    fn is_nothing(&self) -> bool {
+        self.accepted + self.refused + self.unknown == 0
+    }
+
     fn report(&self) -> anyhow::Result<()> {
+        let unknown = match self.unknown {
+            0 => String::new(),
+            unknown => format!(", {unknown} of which nobody knows"),
+        };
         print(&format!(
-            "{} jobs accepted, {} lines refused",
+            "{} jobs accepted, {} lines refused{unknown}",
             self.accepted, self.refused
         ))?;
         self.shown.iter().try_for_each(|line| print(line))?;
@@ -187,7 +241,7 @@ impl Sent {
         if more > 0 {
             print(&format!("… and {more} more"))?;
         }
-        self.problem().map_or(Ok(()), |problem| bail!(problem))
+        Ok(())
     }
 
     fn problem(&self) -> Option<String> {
@@ -216,12 +270,19 @@ struct Part {
     bytes: Bytes,
 }
 
-/// Reads whole lines, about [`PART_BYTES`] of them.
+/// Reads whole lines, about [`PART_BYTES`] of them and no more than are taken at once.
 fn next_part(reader: &mut Lines) -> anyhow::Result<Option<Part>> {
     let first_line = reader.lines_read + 1;
     let mut bytes = Vec::new();
-    while bytes.len() < PART_BYTES && reader.inner.read_until(b'\n', &mut bytes)? > 0 {
+    let line_end = first_line + LINES_MAX;
+    while bytes.len() < PART_BYTES
+        && reader.lines_read + 1 < line_end
+        && reader.inner.read_until(b'\n', &mut bytes)? > 0
+    {
         reader.lines_read += 1;
+    }
+    if first_line == 1 && bytes.starts_with(BYTE_ORDER_MARK) {
+        bytes.drain(..BYTE_ORDER_MARK.len());
     }
     Ok((!bytes.is_empty()).then(|| Part {
         first_line,
@@ -251,7 +312,11 @@ fn progress_bar(bytes: Option<u64>) -> ProgressBar {
 mod tests {
     use std::{io::Write, net::TcpListener};
 
+    use schemas::TopicName;
+    use topics::Topics as _;
+
     use super::*;
+    use crate::renewed::tests::Ending;
 
     /// Answers one request after the other.
     fn answering(answers: &'static [&'static str]) -> String {
@@ -288,6 +353,54 @@ mod tests {
             refused.ends_with("answers 503 Service Unavailable: lost\n"),
             "{refused}"
         );
+    }
+
+    #[tokio::test]
+    async fn a_part_whose_connection_breaks_before_it_is_sent_is_sent_again() {
+        const CLOSED: &str = "HTTP/1.1 100 Continue\r\n\r\n";
+        const REFUSED: &str = "HTTP/1.1 400 -\r\nconnection: close\r\ncontent-length: 3\r\n\r\nno\n";
+        // More than sockets hold.
+        let part = Bytes::from(vec![b'\n'; 32 << 20]);
+        let told = post_until_taken(&answering(&[CLOSED, REFUSED]), &part, None).await;
+        let told = told.unwrap_err().to_string();
+        assert!(told.ends_with("answers 400 Bad Request: no\n"), "{told}");
+    }
+
+    fn lines(text: impl AsRef<[u8]> + Send + 'static) -> Lines {
+        Lines {
+            inner: BufReader::new(Box::new(std::io::Cursor::new(text))),
+            lines_read: 0,
+        }
+    }
+
+    #[test]
+    fn a_part_has_no_more_lines_than_are_taken_at_once_and_no_mark_before_the_first() {
+        let mut reader = lines(["\u{feff}{}\n".to_owned(), "x\n".repeat(LINES_MAX)].concat());
+        let part = next_part(&mut reader).unwrap().unwrap();
+        assert!(part.bytes.starts_with(b"{}\nx\n"));
+        assert_eq!(ingest::count_lines(&part.bytes), LINES_MAX);
+        let part = next_part(&mut reader).unwrap().unwrap();
+        assert_eq!((part.first_line, &part.bytes[..]), (LINES_MAX + 1, &b"x\n"[..]));
+        assert!(next_part(&mut reader).unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn when_of_a_part_nobody_knows_anything_no_further_one_is_sent() {
+        let topics = Ending::first(usize::MAX);
+        let jobs = TopicName::new("jobs").unwrap();
+        let door = HttpDoor::new(topics.appender().await.unwrap(), jobs);
+        let job = r#"{"model":"m","input":"a"}"#;
+        let mut reader = lines([job, "\n"].concat().repeat(2 * PART_BYTES / job.len()));
+        let mut sent = Sent::default();
+        let bar = ProgressBar::hidden();
+        let all = send_all(&Target::Topics(door), &mut reader, None, &bar, &mut sent).await;
+        let told = all.unwrap_err().to_string();
+        let first_not_sent = sent.unknown + sent.refused + 1;
+        assert!(
+            told.ends_with(&format!("from line {first_not_sent} on nothing was sent")),
+            "{told}"
+        );
+        assert_eq!(sent.accepted, 0);
     }
 
     #[test]
