@@ -102,9 +102,18 @@ async fn apply(config: &Config, tenants: Tenants, at_rest: bool) -> anyhow::Resu
     let event = audit::of_command(operation, changes.to_string(), by);
     appends.extend(audit::appends_of_command(config, event));
     let mut sole = Sole::join(topics.as_ref(), GROUP, &policies, "tributary tenants apply").await?;
-    let applied = sole.commit(appends).await;
+    let applied = async {
+        // From here on nobody else says anything.
+        let now = in_force(config, Some(topics.as_ref())).await?;
+        ensure!(
+            now == before,
+            "another `tributary tenants apply` came first: nothing was applied. See `tributary tenants plan`"
+        );
+        sole.commit(appends).await.context("the set")
+    };
+    let applied = applied.await;
     sole.reader.close().await?;
-    applied.context("the set")?;
+    applied?;
     print(&format!("applied  {changes}"))?;
     left_behind::print(config, topics.as_ref(), &before, &tenants).await
 }
