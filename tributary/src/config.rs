@@ -8,10 +8,11 @@ use std::{
 
 use anyhow::{Context, bail};
 use figment::{
-    Figment,
+    Figment, Metadata, Profile, Provider,
     error::Kind,
     providers::{Env, Format, Toml},
-    value::Value,
+    util::nest,
+    value::{Dict, Map, Value},
 };
 use processor::model::ModelConfig;
 use rust_decimal::Decimal;
@@ -61,7 +62,6 @@ pub(crate) struct TopicsSection {
     pub(crate) jobs: TopicName,
     pub(crate) jobs_partitions: u32,
     pub(crate) prefix: String,
-    #[serde(deserialize_with = "text_or_number")]
     pub(crate) instance: String,
     pub(crate) replication_factor: u16,
     pub(crate) kafka: Properties,
@@ -79,17 +79,6 @@ pub(crate) enum TopicsKind {
 pub(crate) enum Delivery {
     Transactional,
     Idempotent,
-}
-
-/// The flag and the environment give a number where a name looks like one, such as the ordinal of a pod.
-fn text_or_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
-    match serde_json::Value::deserialize(deserializer)? {
-        serde_json::Value::String(text) => Ok(text),
-        serde_json::Value::Number(number) => Ok(number.to_string()),
-        other => Err(serde::de::Error::custom(format!(
-            "expected a name, found {other}"
-        ))),
-    }
 }
 
 /// Settings of librdkafka by their dotted names. A TOML key without quotes (`bootstrap.servers = …`) makes tables, and an
@@ -279,13 +268,20 @@ impl Config {
         if let Some(path) = &sources.config {
             own = own.merge(Toml::string(&read("configuration file", path)?));
         }
-        own = own.merge(Env::prefixed(ENV_PREFIX).split("__"));
+        let env = Env::prefixed(ENV_PREFIX).split("__");
+        for (key, text) in env.iter() {
+            let (key, from) = (key.as_str(), env.metadata());
+            own = own.merge(Written {
+                key,
+                text: &text,
+                from,
+            });
+        }
         for setting in &sources.set {
             let Some((key, value)) = setting.split_once('=') else {
                 bail!("--set `{setting}` is not of the form KEY=VALUE, such as sink.url=/data/lake");
             };
-            let value: Value = value.parse().expect("any text is a value");
-            own = own.merge((key, value));
+            own = own.merge((key, value_of(key, value)));
         }
         Ok(own)
     }
@@ -468,6 +464,38 @@ impl Config {
     }
 }
 
+/// What begins the names of settings that are text, however it looks: a password may be `0042`.
+const TEXTS: [&str; 3] = ["topics.kafka.", "topics.instance", "sink.options."];
+
+/// The value of the setting `key` that is written as `text` in the environment or on the command line.
+fn value_of(key: &str, text: &str) -> Value {
+    let value: Value = text.parse().expect("any text is a value");
+    let is_text = TEXTS.iter().any(|texts| key.starts_with(texts));
+    match value.as_str() {
+        None if is_text => Value::from(text),
+        _ => value,
+    }
+}
+
+/// A setting of the environment.
+struct Written<'a> {
+    key: &'a str,
+    text: &'a str,
+    from: Metadata,
+}
+
+impl Provider for Written<'_> {
+    fn metadata(&self) -> Metadata {
+        self.from.clone()
+    }
+
+    fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
+        let nested = nest(self.key, value_of(self.key, self.text));
+        let settings = nested.into_dict().expect("a setting has a name");
+        Ok(Profile::default().collect(settings))
+    }
+}
+
 impl TopicsSection {
     /// Which topic serves which stage.
     pub(crate) fn names(&self) -> TopicNames {
@@ -631,11 +659,32 @@ mod tests {
     }
 
     #[test]
-    fn an_instance_may_be_named_by_a_number() {
-        let config = load("", &["topics.instance=3"]).unwrap();
-        assert_eq!(config.topics.instance, "3");
-        let error = load("", &["topics.instance=true"]).unwrap_err();
-        assert!(format!("{error:#}").contains("topics.instance"), "{error:#}");
+    fn a_name_or_a_password_that_looks_like_something_else_stays_as_it_was_written() {
+        for text in ["3", "1.10", "0042", "true", "[1", "{a=b}", "'x'"] {
+            let settings = [
+                "topics.instance",
+                "topics.kafka.sasl_password",
+                "sink.options.aws_secret_access_key",
+            ];
+            let set = settings.map(|key| format!("{key}={text}"));
+            let config = load("", &set.each_ref().map(String::as_str)).unwrap();
+            let stayed = [
+                &config.topics.instance,
+                &config.topics.kafka.0["sasl.password"],
+                &config.sink.options["aws_secret_access_key"],
+            ];
+            assert_eq!(stayed, [text; 3]);
+        }
+        let quoted = load("", &["topics.instance=\"3\""]).unwrap();
+        assert_eq!(quoted.topics.instance, "3");
+        let env = Env::raw();
+        let of_env = Figment::new().merge(Written {
+            key: "topics.kafka.sasl_password",
+            text: "0042",
+            from: env.metadata(),
+        });
+        let kafka: Properties = of_env.extract_inner("topics.kafka").unwrap();
+        assert_eq!(kafka.0["sasl.password"], "0042");
     }
 
     #[test]
