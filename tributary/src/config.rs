@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use figment::{
     Figment, Metadata, Profile, Provider,
     error::Kind,
@@ -18,6 +18,7 @@ use processor::model::ModelConfig;
 use rust_decimal::Decimal;
 use schemas::{ModelName, ModelTerms, Policies, Pool, Role, Shard, Shards, Tenants, TopicName, TopicNames};
 use serde::{Deserialize, Deserializer, Serialize};
+use toml_edit::ImDocument;
 
 use crate::tenants;
 
@@ -266,7 +267,14 @@ impl Config {
     fn own(sources: &Sources) -> anyhow::Result<Figment> {
         let mut own = Figment::new();
         if let Some(path) = &sources.config {
-            own = own.merge(Toml::string(&read("configuration file", path)?));
+            let text = read("configuration file", path)?;
+            // The library's own complaint repeats the line, which may have a secret.
+            ImDocument::parse(text.as_str()).map_err(|error| {
+                let line = error.span().map_or(1, |span| line_at(&text, span.start));
+                let problem = error.message();
+                anyhow!("configuration file `{}`, line {line}: {problem}", path.display())
+            })?;
+            own = own.merge(Toml::string(&text));
         }
         let env = Env::prefixed(ENV_PREFIX).split("__");
         for (key, text) in env.iter() {
@@ -584,6 +592,9 @@ pub(crate) fn explain(error: &figment::Error) -> anyhow::Error {
                 whole(unknown).trim_start_matches('.')
             )
         }
+        _ if error.path.last().is_some_and(|name| is_secret(name)) => {
+            format!("setting `{key}` has a value of another form than it must have")
+        }
         kind if key.is_empty() => kind.to_string(),
         kind => format!("setting `{key}`: {kind}"),
     };
@@ -685,6 +696,24 @@ mod tests {
         });
         let kafka: Properties = of_env.extract_inner("topics.kafka").unwrap();
         assert_eq!(kafka.0["sasl.password"], "0042");
+    }
+
+    #[test]
+    fn a_mistake_in_a_secret_does_not_tell_it() {
+        for (file, place) in [
+            (
+                "[sink.options]\naws_secret_access_key = 4242\n",
+                "sink.options.aws_secret_access_key",
+            ),
+            ("[topics.kafka]\nsasl.password = 4242'\n", "line 2"),
+            ("[topics.kafka]\nsasl.password = [4242]\n", "sasl.password"),
+        ] {
+            let complaint = complaint(file);
+            assert!(
+                complaint.contains(place) && !complaint.contains("4242"),
+                "{complaint}"
+            );
+        }
     }
 
     #[test]
