@@ -717,6 +717,51 @@ mod tests {
     }
 
     #[test]
+    fn every_setting_stands_in_the_default_file() {
+        let lines = |text: &str| format!(" {}", text.replace('\n', " "));
+        for section in [
+            "",
+            "topics",
+            "models.minilm",
+            "pools.gold",
+            "tenants.acme",
+            "tenants.acme.rate",
+            "tenants.acme.budget",
+            "tenants.acme.abuse",
+            "identity",
+            "authority",
+            "audit",
+            "ingest",
+            "processor",
+            "sink",
+            "http",
+            "log",
+        ] {
+            let unknown = [section, "zzzz"].join(".");
+            let error = load("", &[&format!("{}=1", unknown.trim_start_matches('.'))]).unwrap_err();
+            let error = format!("{error:#}");
+            let known = error.split_once("known ones are: ").expect(&error).1;
+            let header = section.split('.').take(2).collect::<Vec<_>>().join(".");
+            let body = match header.as_str() {
+                "" => DEFAULT,
+                header => DEFAULT.split_once(&format!("[{header}]\n")).expect(header).1,
+            };
+            let body = body.split("\n[").next().unwrap_or_default();
+            let body = lines(body.split("\n# [").next().unwrap_or_default());
+            let inner = |setting: &str| {
+                format!(
+                    "[{}",
+                    [header.as_str(), setting].join(".").trim_start_matches('.')
+                )
+            };
+            for setting in known.split(", ") {
+                let is_there = body.contains(&format!(" {setting} = ")) || DEFAULT.contains(&inner(setting));
+                assert!(is_there, "`{setting}` of [{section}]");
+            }
+        }
+    }
+
+    #[test]
     fn the_compiled_in_default_and_the_example_are_valid() {
         let config = Config::load(&Sources::default(), Example::WhereNoTenant).unwrap();
         assert_eq!(config.tenants.len(), 3);
