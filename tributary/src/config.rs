@@ -552,9 +552,19 @@ fn check_price(setting: &str, price: Decimal) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The text of a file whose `kind` is told where it cannot be read.
+/// The text of a file, after the mark that some editors put before it. Its `kind` is told where it cannot be read.
 pub(crate) fn read(kind: &str, path: &Path) -> anyhow::Result<String> {
-    std::fs::read_to_string(path).with_context(|| format!("{kind} `{}` cannot be read", path.display()))
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("{kind} `{}` cannot be read", path.display()))?;
+    Ok(without_mark(text))
+}
+
+/// `text` without a byte order mark.
+pub(crate) fn without_mark(text: String) -> String {
+    match text.strip_prefix('\u{feff}') {
+        Some(rest) => rest.to_owned(),
+        None => text,
+    }
 }
 
 /// The line of `text`, from 1, that has the byte at `offset`.
@@ -714,6 +724,11 @@ mod tests {
                 "{complaint}"
             );
         }
+    }
+
+    #[test]
+    fn a_file_may_begin_with_a_byte_order_mark() {
+        assert_eq!(load("\u{feff}currency = 'CHF'\n", &[]).unwrap().currency, "CHF");
     }
 
     #[test]
