@@ -1,6 +1,7 @@
 //! A real Apache Kafka: one KRaft node.
 
 use std::{
+    collections::BTreeMap,
     env,
     ffi::OsString,
     fs,
@@ -113,20 +114,35 @@ impl KafkaServer {
     /// # Panics
     /// Where the broker refuses.
     pub fn set(&self, topic: &str, setting: &str) {
+        self.config_command(topic, &["--alter", "--add-config", setting]);
+    }
+
+    /// The settings of a topic that are not the cluster's, with their values.
+    ///
+    /// # Panics
+    /// Where the broker refuses.
+    pub fn settings(&self, topic: &str) -> BTreeMap<String, String> {
+        let told = self.config_command(topic, &["--describe"]);
+        let first_words = told.lines().filter_map(|line| line.split_whitespace().next());
+        let settings = first_words.filter_map(|word| word.split_once('='));
+        settings
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect()
+    }
+
+    fn config_command(&self, topic: &str, what: &[&str]) -> String {
         let java = java(&libs());
         let output = Command::new(&java[0])
             .args(&java[1..])
             .args(["kafka.admin.ConfigCommand", "--bootstrap-server"])
             .arg(self.bootstrap_servers())
-            .args(["--alter", "--entity-type", "topics", "--entity-name", topic])
-            .args(["--add-config", setting])
+            .args(["--entity-type", "topics", "--entity-name", topic])
+            .args(what)
             .output()
             .unwrap_or_else(|error| panic!("cannot run `java`: {error}; install Java 17"));
         let told = String::from_utf8_lossy(&output.stderr);
-        assert!(
-            output.status.success(),
-            "`{setting}` of `{topic}` was not set: {told}"
-        );
+        assert!(output.status.success(), "{what:?} of `{topic}`: {told}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
     /// Where the broker's log stands while this lives.

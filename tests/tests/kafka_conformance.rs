@@ -10,7 +10,7 @@ use std::{
 use schemas::TopicName;
 use stories::KafkaServer;
 use topics::{
-    Append, Event, Step, Subscription, TopicPattern, TopicSpec, Topics,
+    Append, Event, Retention, Step, Subscription, TopicPattern, TopicSpec, Topics,
     conformance::Place,
     kafka::{Delivery, KafkaTopics, Settings},
 };
@@ -83,6 +83,49 @@ async fn a_time_that_the_broker_wrote_is_told_from_a_producers() {
         "by the log, and as claimed"
     );
     reader.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_setting_of_a_topic_that_stands_is_changed_where_that_is_asked_for_and_stays_as_its_operator_made_it()
+ {
+    let topic = TopicName::new("standing").unwrap();
+    let topics = tokio::task::spawn_blocking(|| client("settings", Delivery::Transactional, &[]));
+    let topics = topics.await.unwrap();
+    let settings_after = async |message_bytes_max, retention| {
+        let name = topic.clone();
+        let spec = TopicSpec {
+            message_bytes_max,
+            retention,
+            ..TopicSpec::new(name.clone(), 1)
+        };
+        topics.ensure(&[spec]).await.unwrap();
+        let settings = tokio::task::spawn_blocking(move || server().settings(name.as_str()));
+        settings.await.unwrap()
+    };
+    let settings = |named: &[(&str, &str)]| -> BTreeMap<String, String> {
+        let named = named.iter();
+        named
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect()
+    };
+    assert_eq!(settings_after(None, Retention::Cluster).await, settings(&[]));
+    let name = topic.clone();
+    let by_hand = move || server().set(name.as_str(), "retention.ms=7000");
+    tokio::task::spawn_blocking(by_hand).await.unwrap();
+    let (by_hand, limit) = (("retention.ms", "7000"), ("max.message.bytes", "8392704"));
+    assert_eq!(
+        settings_after(Some(8 << 20), Retention::Cluster).await,
+        settings(&[by_hand, limit])
+    );
+    let day = ("retention.ms", "86400000");
+    assert_eq!(
+        settings_after(Some(1_000), Retention::TimeMs(86_400_000)).await,
+        settings(&[day, limit])
+    );
+    assert_eq!(
+        settings_after(None, Retention::ClusterAgain).await,
+        settings(&[limit])
+    );
 }
 
 /// A repetition is told by its place, so a record that is appended after one of its successors would be taken for one.

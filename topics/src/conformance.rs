@@ -865,15 +865,19 @@ pub async fn the_last_record_is_told_to_anybody(place: &Place) {
     assert_eq!(last(&topic).await.map(|(_, text)| text), Some("c".to_owned()));
 }
 
-/// A topic is asked to keep its records for a time, and then for another, and nothing else of it changes.
+/// A topic is asked to keep its records for a time, for another, and for as long as others do: nothing else of it changes.
 pub async fn a_topic_that_keeps_records_for_another_time_is_none_the_less_itself(place: &Place) {
     const DAY_MS: u64 = 86_400_000;
     let names = Names::new();
     let topic = names.topic(&place.first, "in", 1).await;
     let sent = append(&place.first, vec![at(&topic, 0, "a")]).await;
-    for days in [7, 30] {
+    for retention in [
+        Retention::TimeMs(7 * DAY_MS),
+        Retention::TimeMs(30 * DAY_MS),
+        Retention::ClusterAgain,
+    ] {
         let spec = TopicSpec {
-            retention: Retention::TimeMs(days * DAY_MS),
+            retention,
             ..TopicSpec::new(topic.clone(), 1)
         };
         place.first.ensure(&[spec]).await.unwrap();
@@ -886,15 +890,17 @@ pub async fn a_topic_that_keeps_records_for_another_time_is_none_the_less_itself
     );
 }
 
-/// A topic that is made for large records takes them, through both ways of appending.
+/// A topic that was made for small records takes large ones once that is asked of it, through both ways of appending.
 pub async fn a_record_of_five_megabytes_passes(place: &Place) {
     let names = Names::new();
     let topic = names.name("in");
-    let spec = TopicSpec {
-        message_bytes_max: Some(6 << 20),
-        ..TopicSpec::new(topic.clone(), 1)
-    };
-    place.first.ensure(&[spec]).await.unwrap();
+    for message_bytes_max in [1 << 20, 6 << 20] {
+        let spec = TopicSpec {
+            message_bytes_max: Some(message_bytes_max),
+            ..TopicSpec::new(topic.clone(), 1)
+        };
+        place.first.ensure(&[spec]).await.unwrap();
+    }
     // Not compressible, or it would not be large on its way.
     let mut state = 1_u32;
     let noise = std::iter::repeat_with(|| {

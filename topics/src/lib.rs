@@ -100,7 +100,7 @@ pub struct TopicSpec {
     pub name: TopicName,
     /// At least this many partitions.
     pub partitions: u32,
-    /// The most bytes that a record may have; none leaves it to the cluster.
+    /// The most bytes that a record may have, at least; none leaves it to the cluster.
     pub message_bytes_max: Option<u32>,
     /// Which records are kept.
     pub retention: Retention,
@@ -121,8 +121,10 @@ impl TopicSpec {
 /// Which records a topic keeps. Local topics keep them all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Retention {
-    /// As the cluster is set.
+    /// As the cluster is set, or somebody has set the topic.
     Cluster,
+    /// As the cluster is set: a time that the topic was given is taken back.
+    ClusterAgain,
     /// Those that are younger than this, in milliseconds. A topic that keeps them for another time is changed.
     TimeMs(u64),
     /// The last one of each key, for ever.

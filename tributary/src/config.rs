@@ -6,17 +6,19 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use figment::{
-    Figment,
+    Figment, Metadata, Profile, Provider,
     error::Kind,
     providers::{Env, Format, Toml},
-    value::Value,
+    util::nest,
+    value::{Dict, Map, Value},
 };
 use processor::model::ModelConfig;
 use rust_decimal::Decimal;
 use schemas::{ModelName, ModelTerms, Policies, Pool, Role, Shard, Shards, Tenants, TopicName, TopicNames};
 use serde::{Deserialize, Deserializer, Serialize};
+use toml_edit::ImDocument;
 
 use crate::tenants;
 
@@ -61,7 +63,6 @@ pub(crate) struct TopicsSection {
     pub(crate) jobs: TopicName,
     pub(crate) jobs_partitions: u32,
     pub(crate) prefix: String,
-    #[serde(deserialize_with = "text_or_number")]
     pub(crate) instance: String,
     pub(crate) replication_factor: u16,
     pub(crate) kafka: Properties,
@@ -79,17 +80,6 @@ pub(crate) enum TopicsKind {
 pub(crate) enum Delivery {
     Transactional,
     Idempotent,
-}
-
-/// The flag and the environment give a number where a name looks like one, such as the ordinal of a pod.
-fn text_or_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
-    match serde_json::Value::deserialize(deserializer)? {
-        serde_json::Value::String(text) => Ok(text),
-        serde_json::Value::Number(number) => Ok(number.to_string()),
-        other => Err(serde::de::Error::custom(format!(
-            "expected a name, found {other}"
-        ))),
-    }
 }
 
 /// Settings of librdkafka by their dotted names. A TOML key without quotes (`bootstrap.servers = …`) makes tables, and an
@@ -277,15 +267,29 @@ impl Config {
     fn own(sources: &Sources) -> anyhow::Result<Figment> {
         let mut own = Figment::new();
         if let Some(path) = &sources.config {
-            own = own.merge(Toml::string(&read("configuration file", path)?));
+            let text = read("configuration file", path)?;
+            // The library's own complaint repeats the line, which may have a secret.
+            ImDocument::parse(text.as_str()).map_err(|error| {
+                let line = error.span().map_or(1, |span| line_at(&text, span.start));
+                let problem = error.message();
+                anyhow!("configuration file `{}`, line {line}: {problem}", path.display())
+            })?;
+            own = own.merge(Toml::string(&text));
         }
-        own = own.merge(Env::prefixed(ENV_PREFIX).split("__"));
+        let env = Env::prefixed(ENV_PREFIX).split("__");
+        for (key, text) in env.iter() {
+            let (key, from) = (key.as_str(), env.metadata());
+            own = own.merge(Written {
+                key,
+                text: &text,
+                from,
+            });
+        }
         for setting in &sources.set {
             let Some((key, value)) = setting.split_once('=') else {
                 bail!("--set `{setting}` is not of the form KEY=VALUE, such as sink.url=/data/lake");
             };
-            let value: Value = value.parse().expect("any text is a value");
-            own = own.merge((key, value));
+            own = own.merge((key, value_of(key, value)));
         }
         Ok(own)
     }
@@ -468,6 +472,38 @@ impl Config {
     }
 }
 
+/// What begins the names of settings that are text, however it looks: a password may be `0042`.
+const TEXTS: [&str; 3] = ["topics.kafka.", "topics.instance", "sink.options."];
+
+/// The value of the setting `key` that is written as `text` in the environment or on the command line.
+fn value_of(key: &str, text: &str) -> Value {
+    let value: Value = text.parse().expect("any text is a value");
+    let is_text = TEXTS.iter().any(|texts| key.starts_with(texts));
+    match value.as_str() {
+        None if is_text => Value::from(text),
+        _ => value,
+    }
+}
+
+/// A setting of the environment.
+struct Written<'a> {
+    key: &'a str,
+    text: &'a str,
+    from: Metadata,
+}
+
+impl Provider for Written<'_> {
+    fn metadata(&self) -> Metadata {
+        self.from.clone()
+    }
+
+    fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
+        let nested = nest(self.key, value_of(self.key, self.text));
+        let settings = nested.into_dict().expect("a setting has a name");
+        Ok(Profile::default().collect(settings))
+    }
+}
+
 impl TopicsSection {
     /// Which topic serves which stage.
     pub(crate) fn names(&self) -> TopicNames {
@@ -516,9 +552,19 @@ fn check_price(setting: &str, price: Decimal) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The text of a file whose `kind` is told where it cannot be read.
+/// The text of a file, after the mark that some editors put before it. Its `kind` is told where it cannot be read.
 pub(crate) fn read(kind: &str, path: &Path) -> anyhow::Result<String> {
-    std::fs::read_to_string(path).with_context(|| format!("{kind} `{}` cannot be read", path.display()))
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("{kind} `{}` cannot be read", path.display()))?;
+    Ok(without_mark(text))
+}
+
+/// `text` without a byte order mark.
+pub(crate) fn without_mark(text: String) -> String {
+    match text.strip_prefix('\u{feff}') {
+        Some(rest) => rest.to_owned(),
+        None => text,
+    }
 }
 
 /// The line of `text`, from 1, that has the byte at `offset`.
@@ -555,6 +601,9 @@ pub(crate) fn explain(error: &figment::Error) -> anyhow::Error {
                 "unknown setting `{}`: {hint}",
                 whole(unknown).trim_start_matches('.')
             )
+        }
+        _ if error.path.last().is_some_and(|name| is_secret(name)) => {
+            format!("setting `{key}` has a value of another form than it must have")
         }
         kind if key.is_empty() => kind.to_string(),
         kind => format!("setting `{key}`: {kind}"),
@@ -631,11 +680,100 @@ mod tests {
     }
 
     #[test]
-    fn an_instance_may_be_named_by_a_number() {
-        let config = load("", &["topics.instance=3"]).unwrap();
-        assert_eq!(config.topics.instance, "3");
-        let error = load("", &["topics.instance=true"]).unwrap_err();
-        assert!(format!("{error:#}").contains("topics.instance"), "{error:#}");
+    fn a_name_or_a_password_that_looks_like_something_else_stays_as_it_was_written() {
+        for text in ["3", "1.10", "0042", "true", "[1", "{a=b}", "'x'"] {
+            let settings = [
+                "topics.instance",
+                "topics.kafka.sasl_password",
+                "sink.options.aws_secret_access_key",
+            ];
+            let set = settings.map(|key| format!("{key}={text}"));
+            let config = load("", &set.each_ref().map(String::as_str)).unwrap();
+            let stayed = [
+                &config.topics.instance,
+                &config.topics.kafka.0["sasl.password"],
+                &config.sink.options["aws_secret_access_key"],
+            ];
+            assert_eq!(stayed, [text; 3]);
+        }
+        let quoted = load("", &["topics.instance=\"3\""]).unwrap();
+        assert_eq!(quoted.topics.instance, "3");
+        let env = Env::raw();
+        let of_env = Figment::new().merge(Written {
+            key: "topics.kafka.sasl_password",
+            text: "0042",
+            from: env.metadata(),
+        });
+        let kafka: Properties = of_env.extract_inner("topics.kafka").unwrap();
+        assert_eq!(kafka.0["sasl.password"], "0042");
+    }
+
+    #[test]
+    fn a_mistake_in_a_secret_does_not_tell_it() {
+        for (file, place) in [
+            (
+                "[sink.options]\naws_secret_access_key = 4242\n",
+                "sink.options.aws_secret_access_key",
+            ),
+            ("[topics.kafka]\nsasl.password = 4242'\n", "line 2"),
+            ("[topics.kafka]\nsasl.password = [4242]\n", "sasl.password"),
+        ] {
+            let complaint = complaint(file);
+            assert!(
+                complaint.contains(place) && !complaint.contains("4242"),
+                "{complaint}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_file_may_begin_with_a_byte_order_mark() {
+        assert_eq!(load("\u{feff}currency = 'CHF'\n", &[]).unwrap().currency, "CHF");
+    }
+
+    #[test]
+    fn every_setting_stands_in_the_default_file() {
+        let lines = |text: &str| format!(" {}", text.replace('\n', " "));
+        for section in [
+            "",
+            "topics",
+            "models.minilm",
+            "pools.gold",
+            "tenants.acme",
+            "tenants.acme.rate",
+            "tenants.acme.budget",
+            "tenants.acme.abuse",
+            "identity",
+            "authority",
+            "audit",
+            "ingest",
+            "processor",
+            "sink",
+            "http",
+            "log",
+        ] {
+            let unknown = [section, "zzzz"].join(".");
+            let error = load("", &[&format!("{}=1", unknown.trim_start_matches('.'))]).unwrap_err();
+            let error = format!("{error:#}");
+            let known = error.split_once("known ones are: ").expect(&error).1;
+            let header = section.split('.').take(2).collect::<Vec<_>>().join(".");
+            let body = match header.as_str() {
+                "" => DEFAULT,
+                header => DEFAULT.split_once(&format!("[{header}]\n")).expect(header).1,
+            };
+            let body = body.split("\n[").next().unwrap_or_default();
+            let body = lines(body.split("\n# [").next().unwrap_or_default());
+            let inner = |setting: &str| {
+                format!(
+                    "[{}",
+                    [header.as_str(), setting].join(".").trim_start_matches('.')
+                )
+            };
+            for setting in known.split(", ") {
+                let is_there = body.contains(&format!(" {setting} = ")) || DEFAULT.contains(&inner(setting));
+                assert!(is_there, "`{setting}` of [{section}]");
+            }
+        }
     }
 
     #[test]

@@ -81,7 +81,7 @@ impl FollowedFile {
             Ok(stamp) => {
                 let path = self.path.clone();
                 let text = offload(move || std::fs::read_to_string(path)).await;
-                text.map(|text| (stamp, text))
+                text.map(|text| (stamp, config::without_mark(text)))
             }
             Err(error) => Err(error),
         };

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use ::topics::{
     Append, Appender, Assignment, Committed, Committer, Error, Event, Partition, Progress, Reader, Record,
-    Standing, Step, Subscription, TopicSpec, Topics, local::LocalTopics,
+    Standing, Step, Subscription, TopicPattern, TopicSpec, Topics, local::LocalTopics,
 };
 use async_trait::async_trait;
 use schemas::{AdmittedJobs, Outcomes, Policies, Priority, Record as _, Route, Tenant, TopicName};
@@ -80,14 +80,18 @@ impl GatedTopics {
             let Some(most) = policy.queue_records_max else {
                 continue;
             };
-            let mut waiting = 0;
+            let (mut waiting, mut records) = (0, 0);
             for pool in pools() {
                 let work = Priority::ALL.map(|priority| self.policies.topics.work(&pool, priority, tenant));
                 let group = format!("{}-{pool}", slots::PROCESSOR);
                 let standing = self.inner.standing(&group, &work).await;
                 let standing = standing.expect("nothing fails here");
                 waiting += standing.values().map(|standing| standing.behind).sum::<u64>();
+                let only = Subscription::to(work.map(TopicPattern::Exact).into());
+                records += self.inner.lag(&group, &only).await.expect("nothing fails here");
             }
+            // Markers of transactions count, but not alone.
+            let waiting = if records == 0 { 0 } else { waiting };
             self.world.waits(tenant, waiting, most.get().into());
         }
     }

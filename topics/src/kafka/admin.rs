@@ -8,7 +8,10 @@ use std::{
 
 use rdkafka::{
     Offset, TopicPartitionList,
-    admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication, TopicResult},
+    admin::{
+        AdminClient, AdminOptions, NewPartitions, NewTopic, OwnedResourceSpecifier, ResourceSpecifier,
+        TopicReplication, TopicResult,
+    },
     consumer::{BaseConsumer, Consumer},
     error::KafkaError,
     producer::{BaseProducer, Producer},
@@ -27,6 +30,9 @@ use crate::{Error, Retention, Subscription, TopicSpec};
 const BATCH_BYTES_MAX: u32 = 1 << 20;
 /// What a batch has beside the bytes of its one large record.
 const BATCH_OVERHEAD_BYTES: u32 = 4096;
+/// The names of the settings of a topic that are changed while it stands.
+const MAX_MESSAGE_BYTES: &str = "max.message.bytes";
+const RETENTION_MS: &str = "retention.ms";
 /// How often the brokers are asked whether they know a topic.
 const LOOK: Duration = Duration::from_millis(20);
 /// What one request asks for is one batch of the controller's log, which has at most 10,000 records. It is less here because
@@ -85,11 +91,20 @@ async fn ensure_at_once(
         .iter()
         .filter_map(|created| Some(created.as_ref().err()?.0.as_str()))
         .collect();
-    let keep_for = specs.iter().filter_map(|spec| match spec.retention {
-        Retention::TimeMs(ms) if stood.contains(spec.name.as_str()) => Some((spec.name.clone(), ms)),
-        _ => None,
+    let stood: Vec<&TopicSpec> = specs
+        .iter()
+        .filter(|spec| stood.contains(spec.name.as_str()))
+        .collect();
+    let limits = limits(admin, &stood, &options).await?;
+    let changes = stood.into_iter().map(|spec| {
+        let limit = limits.get(spec.name.as_str()).copied();
+        (spec.name.clone(), changes(spec, limit))
     });
-    set_retention(client, keep_for.collect()).await?;
+    alter(
+        client,
+        changes.filter(|(_, changes)| !changes.is_empty()).collect(),
+    )
+    .await?;
     let found = described(client, specs).await?;
     let smaller = specs.iter().filter(|spec| {
         found
@@ -152,10 +167,10 @@ async fn described(
 fn settings(spec: &TopicSpec) -> Vec<(&'static str, String)> {
     let limit = spec
         .message_bytes_max
-        .map(|bytes| ("max.message.bytes", batch_limit(bytes)));
+        .map(|bytes| (MAX_MESSAGE_BYTES, batch_limit(bytes).to_string()));
     let retention = match spec.retention {
-        Retention::Cluster => None,
-        Retention::TimeMs(ms) => Some((native::RETENTION_MS, ms.to_string())),
+        Retention::Cluster | Retention::ClusterAgain => None,
+        Retention::TimeMs(ms) => Some((RETENTION_MS, ms.to_string())),
         Retention::LastOfKey => Some(("cleanup.policy", "compact".to_owned())),
     };
     limit.into_iter().chain(retention).collect()
@@ -177,15 +192,67 @@ fn new_topic<'a>(
         .fold(topic, |topic, (name, value)| topic.set(name, value))
 }
 
-/// Has topics that exist keep their records for so many milliseconds.
-async fn set_retention(
+/// The limits, in bytes, of those topics that are to have one. A topic that nobody tells of has none here, and keeps its own.
+async fn limits(
+    admin: &AdminClient<Complaints>,
+    specs: &[&TopicSpec],
+    options: &AdminOptions,
+) -> Result<HashMap<String, u32>, Error> {
+    const WHAT: &str = "look up how large the records of topics may be";
+    let limited = specs.iter().filter(|spec| spec.message_bytes_max.is_some());
+    let limited: Vec<ResourceSpecifier<'_>> = limited
+        .map(|spec| ResourceSpecifier::Topic(spec.name.as_str()))
+        .collect();
+    let mut limits = HashMap::new();
+    if limited.is_empty() {
+        return Ok(limits);
+    }
+    let described = admin.describe_configs(&limited, options).await;
+    for described in described.map_err(|error| failed(WHAT, &error))? {
+        match described {
+            Ok(topic) => {
+                let limit = topic
+                    .get(MAX_MESSAGE_BYTES)
+                    .and_then(|entry| entry.value.as_ref());
+                let limit = limit.and_then(|bytes| bytes.parse().ok());
+                if let (OwnedResourceSpecifier::Topic(name), Some(limit)) = (topic.specifier, limit) {
+                    limits.insert(name, limit);
+                }
+            }
+            // Somebody else is making it at this moment.
+            Err(RDKafkaErrorCode::UnknownTopicOrPartition) => {}
+            Err(RDKafkaErrorCode::TopicAuthorizationFailed) => tracing::warn!(
+                "how large the records of a topic may be is not told to this client's user: it stays as it is"
+            ),
+            Err(code) => return Err(classified(WHAT, code, false, code.to_string())),
+        }
+    }
+    Ok(limits)
+}
+
+/// What a topic that stood already, with a limit for its records where that is known, is to have from now on by name; none:
+/// what the cluster has. No limit is lowered, since larger records may be there.
+fn changes(spec: &TopicSpec, limit: Option<u32>) -> native::Changes {
+    let wanted = spec.message_bytes_max.map(batch_limit);
+    let higher = wanted.filter(|wanted| limit.is_some_and(|limit| limit < *wanted));
+    let higher = higher.map(|limit| (MAX_MESSAGE_BYTES, Some(limit.to_string())));
+    let retention = match spec.retention {
+        Retention::TimeMs(ms) => Some((RETENTION_MS, Some(ms.to_string()))),
+        Retention::ClusterAgain => Some((RETENTION_MS, None)),
+        Retention::Cluster | Retention::LastOfKey => None,
+    };
+    higher.into_iter().chain(retention).collect()
+}
+
+/// Changes topics that exist.
+async fn alter(
     client: &Arc<BaseProducer<Complaints>>,
-    topics: Vec<(TopicName, u64)>,
+    topics: Vec<(TopicName, native::Changes)>,
 ) -> Result<(), Error> {
     let client = Arc::clone(client);
     blocking(move || {
-        native::set_retention(client.client(), &topics, ANSWER_LIMIT)
-            .map_err(|(code, text)| classified("change how long topics keep records", code, false, text))
+        native::alter(client.client(), &topics, ANSWER_LIMIT)
+            .map_err(|(code, text)| classified("change the settings of topics", code, false, text))
     })
     .await
 }
@@ -194,12 +261,11 @@ fn wanted(spec: &TopicSpec) -> usize {
     usize::try_from(spec.partitions).unwrap_or(usize::MAX)
 }
 
-fn batch_limit(message_bytes_max: u32) -> String {
+fn batch_limit(message_bytes_max: u32) -> u32 {
     message_bytes_max
         .saturating_add(BATCH_OVERHEAD_BYTES)
         .max(BATCH_BYTES_MAX)
         .min(i32::MAX as u32)
-        .to_string()
 }
 
 /// The first failure that is not `harmless`.
@@ -377,8 +443,38 @@ mod tests {
 
     #[test]
     fn a_small_limit_for_records_leaves_room_for_batches_of_them() {
-        assert_eq!(batch_limit(10_000), "1048576");
-        assert_eq!(batch_limit(8 << 20), "8392704");
-        assert_eq!(batch_limit(u32::MAX), i32::MAX.to_string());
+        assert_eq!(batch_limit(10_000), 1_048_576);
+        assert_eq!(batch_limit(8 << 20), 8_392_704);
+        assert_eq!(batch_limit(u32::MAX), i32::MAX as u32);
+    }
+
+    #[test]
+    fn a_topic_that_stands_is_given_a_higher_limit_and_another_time_and_nothing_that_is_not_asked_for() {
+        let changed = |message_bytes_max, retention, limit| {
+            let spec = TopicSpec {
+                message_bytes_max,
+                retention,
+                ..TopicSpec::new(TopicName::new("t").unwrap(), 1)
+            };
+            changes(&spec, limit)
+        };
+        let (large, higher) = (Some(8 << 20), (MAX_MESSAGE_BYTES, Some("8392704".to_owned())));
+        assert_eq!(
+            changed(large, Retention::Cluster, Some(1_048_588)),
+            [higher.clone()]
+        );
+        for limit in [None, Some(8_392_704), Some(9_000_000)] {
+            assert_eq!(changed(large, Retention::Cluster, limit), [], "{limit:?}");
+        }
+        assert_eq!(changed(None, Retention::LastOfKey, Some(1)), []);
+        let day = (RETENTION_MS, Some("86400000".to_owned()));
+        assert_eq!(
+            changed(large, Retention::TimeMs(86_400_000), Some(1)),
+            [higher, day]
+        );
+        assert_eq!(
+            changed(None, Retention::ClusterAgain, None),
+            [(RETENTION_MS, None)]
+        );
     }
 }

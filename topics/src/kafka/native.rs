@@ -173,14 +173,13 @@ unsafe fn described(topic: *const sys::rd_kafka_TopicDescription_t) -> Option<(T
     }
 }
 
-/// The name of the setting of how many milliseconds a topic keeps a record.
-pub(super) const RETENTION_MS: &str = "retention.ms";
+/// Settings of a topic, by name, with the value that they get; none: the cluster's.
+pub(super) type Changes = Vec<(&'static str, Option<String>)>;
 
-/// Has each of `topics` keep its records for so many milliseconds. rdkafka offers only the request that would put all other
-/// settings of a topic back.
-pub(super) fn set_retention<C: ClientContext>(
+/// Changes some settings of each of `topics`. rdkafka offers only the request that would put all others back.
+pub(super) fn alter<C: ClientContext>(
     client: &Client<C>,
-    topics: &[(TopicName, u64)],
+    topics: &[(TopicName, Changes)],
     limit: Duration,
 ) -> Result<(), (RDKafkaErrorCode, String)> {
     if topics.is_empty() {
@@ -192,25 +191,30 @@ pub(super) fn set_retention<C: ClientContext>(
         limit,
     );
     let text = |text: &str| CString::new(text).expect("neither a name nor a number has a NUL");
-    let setting = text(RETENTION_MS);
     let mut changes = Vec::with_capacity(topics.len());
-    for (topic, ms) in topics {
-        let (topic, value) = (text(topic.as_str()), text(&ms.to_string()));
-        // SAFETY: the texts are alive during the calls, which copy them; the resource is destroyed below.
-        unsafe {
-            let change = sys::rd_kafka_ConfigResource_new(
+    for (topic, settings) in topics {
+        let topic = text(topic.as_str());
+        // SAFETY: the name is alive during the call, which copies it; the resource is destroyed below.
+        let change = unsafe {
+            sys::rd_kafka_ConfigResource_new(
                 sys::rd_kafka_ResourceType_t::RD_KAFKA_RESOURCE_TOPIC,
                 topic.as_ptr(),
-            );
-            let error = sys::rd_kafka_ConfigResource_add_incremental_config(
-                change,
-                setting.as_ptr(),
-                sys::rd_kafka_AlterConfigOpType_t::RD_KAFKA_ALTER_CONFIG_OP_TYPE_SET,
-                value.as_ptr(),
-            );
+            )
+        };
+        for (setting, value) in settings {
+            let (setting, value) = (text(setting), value.as_deref().map(text));
+            let kind = match value {
+                Some(_) => sys::rd_kafka_AlterConfigOpType_t::RD_KAFKA_ALTER_CONFIG_OP_TYPE_SET,
+                None => sys::rd_kafka_AlterConfigOpType_t::RD_KAFKA_ALTER_CONFIG_OP_TYPE_DELETE,
+            };
+            let value = value.as_ref().map_or(ptr::null(), |value| value.as_ptr());
+            // SAFETY: the resource and the texts are alive during the call, which copies these; what is deleted has no value.
+            let error = unsafe {
+                sys::rd_kafka_ConfigResource_add_incremental_config(change, setting.as_ptr(), kind, value)
+            };
             debug_assert!(error.is_null(), "a name and a value are all that is asked for");
-            changes.push(change);
         }
+        changes.push(change);
     }
     // SAFETY: the resources are alive during the call, which copies them; client, options and queue outlive the request.
     unsafe {

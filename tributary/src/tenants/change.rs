@@ -1,9 +1,13 @@
 //! What is different between two sets of tenants, and whether one may take the other's place under way. Pure.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
-use schemas::{Tenant, TenantPolicy, Tenants};
+use schemas::{Tenant, TenantPolicy, Tenants, TopicName};
 use serde_json::Value;
+use topics::{Retention, TopicSpec};
 
 /// The setting of which the partition of a job is a function: changed while its jobs are under way, work that is repeated
 /// could go another way than the first time. Another pool is another route, so that a move is none of this.
@@ -61,6 +65,20 @@ impl Changes {
              another way: stop all services once nothing of {tenant} is under way, and start them with the new set"
         ))
     }
+}
+
+/// `specs`, of topics that `stood` has said before. What had a time to keep records for, and has none any more, is as the
+/// cluster is set again; that of others may be somebody's own.
+pub(super) fn taken_back(mut specs: Vec<TopicSpec>, stood: &[TopicSpec]) -> Vec<TopicSpec> {
+    let has_a_time = |spec: &&TopicSpec| matches!(spec.retention, Retention::TimeMs(_));
+    let had_a_time = stood.iter().filter(has_a_time).map(|spec| &spec.name);
+    let had_a_time: BTreeSet<&TopicName> = had_a_time.collect();
+    for spec in &mut specs {
+        if spec.retention == Retention::Cluster && had_a_time.contains(&spec.name) {
+            spec.retention = Retention::ClusterAgain;
+        }
+    }
+    specs
 }
 
 fn settings_between(old: &TenantPolicy, new: &TenantPolicy) -> Vec<Setting> {
@@ -152,6 +170,32 @@ mod tests {
         assert_eq!(changes.refused_under_way(), None);
         assert!(Changes::between(&new, &new).is_empty());
         assert_eq!(Changes::between(&new, &new).to_string(), "nothing changes");
+    }
+
+    #[test]
+    fn a_time_to_keep_records_for_that_is_set_no_more_is_taken_back_and_nobody_elses() {
+        let spec = |name, retention| TopicSpec {
+            retention,
+            ..TopicSpec::new(TopicName::new(name).unwrap(), 1)
+        };
+        let (day, week) = (Retention::TimeMs(86_400_000), Retention::TimeMs(7 * 86_400_000));
+        let old = [
+            spec("a", day),
+            spec("b", Retention::Cluster),
+            spec("c", day),
+            spec("d", day),
+        ];
+        let new = ["a", "b", "e"].map(|name| spec(name, Retention::Cluster));
+        let new = taken_back([&new[..], &[spec("c", week)]].concat(), &old);
+        assert_eq!(
+            new,
+            [
+                spec("a", Retention::ClusterAgain),
+                spec("b", Retention::Cluster),
+                spec("e", Retention::Cluster),
+                spec("c", week),
+            ]
+        );
     }
 
     #[test]

@@ -10,7 +10,7 @@ use topics::{Append, Retention, TopicSpec, Topics};
 
 use super::{
     acls::{self, Principals},
-    change::Changes,
+    change::{Changes, taken_back},
     follow::{last_set, topic_spec},
     left_behind, set, store_policy,
 };
@@ -54,7 +54,7 @@ async fn plan(config: &Config, tenants: Tenants) -> anyhow::Result<()> {
     match topics {
         Some(topics) => {
             left_behind::print(config, topics.as_ref(), &in_force, &tenants).await?;
-            let specs = topics_for(config, tenants);
+            let specs = topics_for(config, &in_force, &tenants);
             let names: Vec<TopicName> = specs.iter().map(|spec| spec.name.clone()).collect();
             let sizes = topics.partitions(&names).await?;
             work_on(&specs, &sizes).iter().try_for_each(|line| print(line))?;
@@ -84,12 +84,12 @@ async fn apply(config: &Config, tenants: Tenants, at_rest: bool) -> anyhow::Resu
     };
     let operation = Operation::ApplyTenants;
     let by = access::permit_change(config, topics.as_ref(), Action::ApplyTenants, operation).await?;
-    let in_force = in_force(config, Some(topics.as_ref())).await?;
-    let changes = Changes::between(&in_force, &tenants);
+    let before = in_force(config, Some(topics.as_ref())).await?;
+    let changes = Changes::between(&before, &tenants);
     if let Some(problem) = changes.refused_under_way().filter(|_| !at_rest) {
         bail!("{problem}: `tributary tenants apply --at-rest`");
     }
-    topics.ensure(&topics_for(config, tenants.clone())).await?;
+    topics.ensure(&topics_for(config, &before, &tenants)).await?;
     let policies = config.topics.names().policies();
     let mut appends = vec![Append {
         topic: policies.clone(),
@@ -102,11 +102,20 @@ async fn apply(config: &Config, tenants: Tenants, at_rest: bool) -> anyhow::Resu
     let event = audit::of_command(operation, changes.to_string(), by);
     appends.extend(audit::appends_of_command(config, event));
     let mut sole = Sole::join(topics.as_ref(), GROUP, &policies, "tributary tenants apply").await?;
-    let applied = sole.commit(appends).await;
+    let applied = async {
+        // From here on nobody else says anything.
+        let now = in_force(config, Some(topics.as_ref())).await?;
+        ensure!(
+            now == before,
+            "another `tributary tenants apply` came first: nothing was applied. See `tributary tenants plan`"
+        );
+        sole.commit(appends).await.context("the set")
+    };
+    let applied = applied.await;
     sole.reader.close().await?;
-    applied.context("the set")?;
+    applied?;
     print(&format!("applied  {changes}"))?;
-    left_behind::print(config, topics.as_ref(), &in_force, &tenants).await
+    left_behind::print(config, topics.as_ref(), &before, &tenants).await
 }
 
 async fn show(config: &Config, args: &ShowArgs) -> anyhow::Result<()> {
@@ -185,12 +194,16 @@ fn topics_of_cluster(config: &Config) -> anyhow::Result<Option<Arc<dyn Topics>>>
     }
 }
 
-fn topics_for(config: &Config, tenants: Tenants) -> Vec<TopicSpec> {
-    let policies = Policies {
-        tenants,
-        ..config.policies()
+/// The topics that `tenants` need, where there were those of `before`.
+fn topics_for(config: &Config, before: &Tenants, tenants: &Tenants) -> Vec<TopicSpec> {
+    let of = |tenants: &Tenants| {
+        let policies = Policies {
+            tenants: tenants.clone(),
+            ..config.policies()
+        };
+        all_topics(config, &policies)
     };
-    let mut specs = all_topics(config, &policies);
+    let mut specs = taken_back(of(tenants), &of(before));
     specs.push(topic_spec(config));
     specs
 }
@@ -201,6 +214,7 @@ fn work_on(specs: &[TopicSpec], sizes: &BTreeMap<TopicName, u32>) -> Vec<String>
         let (name, partitions) = (&spec.name, spec.partitions);
         let kept = match spec.retention {
             Retention::TimeMs(ms) => format!(", records kept for {} days", ms / 86_400_000),
+            Retention::ClusterAgain => ", records kept as the cluster is set".to_owned(),
             Retention::Cluster | Retention::LastOfKey => String::new(),
         };
         match sizes.get(name) {
@@ -248,17 +262,18 @@ mod tests {
     #[test]
     fn a_plan_names_the_topics_that_are_made_extended_or_told_how_long_to_keep() {
         let spec = |name: &str, partitions| TopicSpec::new(TopicName::new(name).unwrap(), partitions);
-        let kept = |name, partitions| TopicSpec {
-            retention: Retention::TimeMs(7 * 86_400_000),
-            ..spec(name, partitions)
+        let kept = |name, retention| TopicSpec {
+            retention,
+            ..spec(name, 1)
         };
         let specs = [
             spec("new", 2),
             spec("small", 4),
             spec("large", 1),
-            kept("kept", 1),
+            kept("kept", Retention::TimeMs(7 * 86_400_000)),
+            kept("unset", Retention::ClusterAgain),
         ];
-        let sizes = [("small", 2), ("large", 3), ("kept", 1)];
+        let sizes = [("small", 2), ("large", 3), ("kept", 1), ("unset", 1)];
         let sizes = sizes
             .map(|(name, size)| (TopicName::new(name).unwrap(), size))
             .into();
@@ -267,7 +282,8 @@ mod tests {
             [
                 "create   new, partitions: 2",
                 "extend   small, partitions: 2 to 4",
-                "set      kept, records kept for 7 days"
+                "set      kept, records kept for 7 days",
+                "set      unset, records kept as the cluster is set",
             ]
         );
     }

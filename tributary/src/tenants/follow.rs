@@ -8,7 +8,10 @@ use tokio::{sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
 use topics::{Error, Retention, TopicSpec, Topics};
 
-use super::{change::Changes, set};
+use super::{
+    change::{Changes, taken_back},
+    set,
+};
 use crate::{
     audit::{self, Auditor},
     config::{Config, TenantsSource},
@@ -145,7 +148,7 @@ impl Follower {
             ..Policies::clone(&now)
         };
         let stand = all_topics(&self.config, &now);
-        let mut new = all_topics(&self.config, &policies);
+        let mut new = taken_back(all_topics(&self.config, &policies), &stand);
         new.retain(|spec| !stand.contains(spec));
         match self.topics.ensure(&new).await {
             Ok(()) => {
