@@ -50,7 +50,6 @@ macro_rules! conformance_tests {
             a_failed_commit_shows_nothing
             a_pattern_picks_up_a_topic_that_is_created_later
             pause_and_resume_lose_nothing
-            pause_and_resume_in_the_middle_of_records_repeat_nothing
             members_of_a_group_share_its_partitions
             a_partition_that_is_paused_when_it_is_gone_is_read_when_it_comes_back
             members_of_one_group_read_the_topics_of_their_shards_and_follow_those_that_come_later
@@ -499,29 +498,6 @@ pub async fn pause_and_resume_lose_nothing(place: &Place) {
                 of_partition,
                 (1..=20).map(|i| (round * 20 + i).to_string()).collect::<Vec<_>>()
             );
-        }
-    }
-}
-
-/// A partition that is paused and resumed all the time, while its records are taken, gives each of them once.
-pub async fn pause_and_resume_in_the_middle_of_records_repeat_nothing(place: &Place) {
-    const RECORDS: i32 = 50_000;
-    let names = Names::new();
-    let topic = names.topic(&place.first, "in", 1).await;
-    let records = (0..RECORDS).map(|n| at(&topic, 0, &n.to_string()));
-    append(&place.first, records.collect()).await;
-    let mut member = Member::reader(&place.second, &names.group("g"), &only(&topic)).await;
-    let mut next = 0;
-    while next < i64::from(RECORDS) {
-        let chunk = member.chunk().await;
-        for record in &chunk.records {
-            assert_eq!(record.offset, next);
-            next += 1;
-        }
-        let partition = [chunk.partition];
-        for _ in 0..10 {
-            member.reader.pause(&partition).unwrap();
-            member.reader.resume(&partition).unwrap();
         }
     }
 }

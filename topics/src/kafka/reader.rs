@@ -33,7 +33,6 @@ use super::{
 };
 use crate::{
     Assignment, Chunk, Error, Event, Partition, Progress, Reader, Record, Step, Subscription, TopicPattern,
-    TopicRef,
 };
 
 /// Partitions of a `group` that stand still while records wait in them.
@@ -467,12 +466,6 @@ impl Poller {
             return self.fail(recreated(topic, index));
         };
         if offset < held.next_offset {
-            // librdkafka gives the last record again where its partition was paused in the moment in which it was taken.
-            let may_be_repeated = offset + 1 == held.next_offset;
-            let topic_then = Arc::clone(&held.partition.topic);
-            if may_be_repeated && self.is_still_there(&topic_then)? {
-                return Ok(());
-            }
             return self.fail(recreated(topic, index));
         }
         held.next_offset = offset + 1;
@@ -542,14 +535,6 @@ impl Poller {
             Ok(())
         } else {
             self.send(Event::Assigned(told))
-        }
-    }
-
-    /// Whether `topic` was not deleted and created anew.
-    fn is_still_there(&self, topic: &TopicRef) -> Result<bool, Ended> {
-        match self.ids.ask(vec![topic.name.clone()]) {
-            Ok(topics) => Ok(topics.get(&topic.name).is_some_and(|found| found.id == topic.id)),
-            Err(error) => self.fail(error),
         }
     }
 
