@@ -26,8 +26,9 @@
 //! the transaction of what they record, or once.
 //!
 //! "Already exists" is never taken for success: some stores say so of a conflict that left nothing. What is there is read
-//! back and compared ([`Store::create`]). All rests on create-if-absent being atomic, so the sink proves that of its store
-//! before it begins ([`Store::prove_create_is_atomic`]), or refuses to run.
+//! back and compared ([`Store::create`]); so a create that gets no answer can be tried again. All rests on create-if-absent
+//! being atomic, so the sink proves that of its store before it begins ([`Store::prove_create_is_atomic`]), or refuses to
+//! run.
 //!
 //! # What breaks it
 //! A store that loses or changes objects; an outcomes topic that loses acknowledged records, or whose retention is
