@@ -304,31 +304,25 @@ fn describe(
 mod tests {
     use std::time::Instant;
 
-    use rdkafka::consumer::Consumer;
+    use rdkafka::{ClientConfig, consumer::Consumer};
 
     use super::*;
 
     #[test]
-    fn what_an_observer_reports_is_told_when_it_is_used_again() {
-        let nowhere = ("bootstrap.servers".to_owned(), "127.0.0.1:1".to_owned());
-        let topics = KafkaTopics::new(Settings {
-            properties: BTreeMap::from([nowhere]),
-            delivery: Delivery::Transactional,
-            instance: "0".to_owned(),
-            replication_factor: 1,
-        })
-        .unwrap();
-        let told = || topics.complaints.explain("").contains("127.0.0.1:1");
-        let observer = topics.observer("g").unwrap();
-        let asked = observer.fetch_metadata(None, Duration::from_millis(500));
-        assert!(
-            asked.is_err() && !told(),
-            "nobody has polled it, and the other client was not asked"
-        );
+    fn what_a_client_that_nobody_polls_reports_is_told_when_it_is_taken_in() {
+        let mut config = ClientConfig::new();
+        config
+            .set("bootstrap.servers", "127.0.0.1:1")
+            .set("group.id", "g");
+        let complaints = Complaints::default();
+        let client: BaseConsumer<Complaints> = config.create_with_context(complaints.clone()).unwrap();
+        let is_told = || complaints.explain("").contains("127.0.0.1:1");
+        let asked = client.fetch_metadata(None, Duration::from_millis(500));
+        assert!(asked.is_err() && !is_told());
         let began = Instant::now();
-        while !told() {
+        while !is_told() {
             assert!(began.elapsed() < ANSWER_LIMIT, "it is never told");
-            topics.observer("g").unwrap();
+            take_in(&client);
         }
     }
 }
