@@ -371,9 +371,8 @@ pub(super) fn standing(
         .copied()
         .filter(|(topic, index)| {
             let place = ((*topic).to_owned(), *index);
-            !committed
-                .get(&place)
-                .is_some_and(|begin| ends.get(&place) == Some(begin))
+            let (begin, end) = (committed.get(&place), ends.get(&place));
+            begin.is_none() || begin != end
         })
         .collect();
     let firsts = if unsure.is_empty() {
@@ -459,10 +458,8 @@ mod tests {
             changes(&spec, limit)
         };
         let (large, higher) = (Some(8 << 20), (MAX_MESSAGE_BYTES, Some("8392704".to_owned())));
-        assert_eq!(
-            changed(large, Retention::Cluster, Some(1_048_588)),
-            [higher.clone()]
-        );
+        let raised = changed(large, Retention::Cluster, Some(1_048_588));
+        assert_eq!(raised, std::slice::from_ref(&higher));
         for limit in [None, Some(8_392_704), Some(9_000_000)] {
             assert_eq!(changed(large, Retention::Cluster, limit), [], "{limit:?}");
         }
