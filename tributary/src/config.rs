@@ -1,5 +1,7 @@
 //! The configuration: a commented default compiled in, a file, the environment, flags, in that order.
 
+mod written;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     num::NonZeroUsize,
@@ -8,11 +10,9 @@ use std::{
 
 use anyhow::{Context, anyhow, bail};
 use figment::{
-    Figment, Metadata, Profile, Provider,
+    Figment, Provider,
     error::Kind,
     providers::{Env, Format, Toml},
-    util::nest,
-    value::{Dict, Map, Value},
 };
 use processor::model::ModelConfig;
 use rust_decimal::Decimal;
@@ -21,6 +21,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use toml_edit::ImDocument;
 
 use crate::tenants;
+use written::{Written, value_of};
 
 const DEFAULT: &str = include_str!("../default.toml");
 const EXAMPLE: &str = include_str!("../example.toml");
@@ -469,38 +470,6 @@ impl Config {
         let mut value = toml::Value::try_from(self)?;
         redact(&mut value);
         Ok(toml::to_string(&value)?)
-    }
-}
-
-/// What begins the names of settings that are text, however it looks: a password may be `0042`.
-const TEXTS: [&str; 3] = ["topics.kafka.", "topics.instance", "sink.options."];
-
-/// The value of the setting `key` that is written as `text` in the environment or on the command line.
-fn value_of(key: &str, text: &str) -> Value {
-    let value: Value = text.parse().expect("any text is a value");
-    let is_text = TEXTS.iter().any(|texts| key.starts_with(texts));
-    match value.as_str() {
-        None if is_text => Value::from(text),
-        _ => value,
-    }
-}
-
-/// A setting of the environment.
-struct Written<'a> {
-    key: &'a str,
-    text: &'a str,
-    from: Metadata,
-}
-
-impl Provider for Written<'_> {
-    fn metadata(&self) -> Metadata {
-        self.from.clone()
-    }
-
-    fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
-        let nested = nest(self.key, value_of(self.key, self.text));
-        let settings = nested.into_dict().expect("a setting has a name");
-        Ok(Profile::default().collect(settings))
     }
 }
 
