@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import jobs
+import plots
 import report
 from places import MODEL, WORK, pinned
 from report import median, table
@@ -95,6 +96,8 @@ def finish(runs, peaks, quality, count, rounds):
         table(heads, map(row, runs)),
         table(["the demo's texts", "cosine to f32, mean", "worst", "overlap at 10"], bits),
     ]
+    one_core = {way: median(run["tokens_per_s"] for run in taken) for way, taken in runs.items() if not way.endswith(("cores", "wide"))}
+    plots.bars("cpu", one_core, "tokens/s of all-MiniLM-L6-v2 on one core", ours=lambda way: way in peaks[0])
     report.finish("cpu", {"jobs": count, "peaks": peaks, "runs": runs, "quality": quality}, "\n\n".join(parts))
 
 

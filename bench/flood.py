@@ -3,17 +3,17 @@
 import contextlib
 import itertools
 import json
-import math
 import os
 import random
 import time
 
 import jobs
 import lake
+import plots
 import report
 from broker import Broker
 from confluent_kafka import Producer
-from places import MODEL, ROOT
+from places import MODEL
 from report import median, table
 from runs import left_alone, warm
 from services import Setup
@@ -31,7 +31,6 @@ STOCK = 1_500
 """Jobs that each light tenant has waiting where all have a backlog."""
 CORE = min(os.sched_getaffinity(0))
 STAGES = ("ingest", "processor", "sink", "broker")
-PLOT = ROOT / "bench/flood.svg"
 
 
 def flood(args):
@@ -67,7 +66,8 @@ def flood(args):
         + f" Work of one queue: {speed:.3f}, at least 0.98."
         + f" Jain's index over ten tenants that all have a backlog: {median(one['jain'] for one in stocks):.4f}, at least 0.99."
     )
-    plot({what: [wait for one in runs for wait in one["waits_s"]] for what, runs in named.items()})
+    waits = {what: [wait for one in runs for wait in one["waits_s"]] for what, runs in named.items()}
+    plots.shares("flood", waits, "seconds that a light tenant's job waited at most")
     numbers = {"light_per_s": LIGHT_PER_S, "allowed_p99_s": allowed_s, "work_of_one_queue": speed, "calm": calm, "fair": fair, "fifo": fifo, "stock": stocks}
     report.finish("flood", numbers, text)
 
@@ -189,24 +189,3 @@ def outcomes(folder):
 def at(waits, share):
     """The smallest wait that is at least as long as this share of them."""
     return waits[max(0, -(-int(len(waits) * share * 1000) // 1000) - 1)] if waits else float("nan")
-
-
-def plot(series):
-    """Draws which share of the light tenants' jobs waited no longer than so long."""
-    width, height, left, bottom, least_s, most_s = 640, 320, 50, 40, 0.01, 100
-    def x(wait_s):
-        return left + (width - left - 10) * math.log(max(least_s, min(most_s, wait_s)) / least_s) / math.log(most_s / least_s)
-
-    def y(share):
-        return 10 + (height - bottom - 10) * (1 - share)
-
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">', '<rect width="100%" height="100%" fill="white"/>']
-    for share in (0, 0.5, 0.99):
-        parts.append(f'<path d="M{left} {y(share):.1f}H{width - 10}" stroke="#ddd"/><text x="{left - 6}" y="{y(share) + 4:.1f}" text-anchor="end">{share:.0%}</text>')
-    for wait_s in (0.01, 0.1, 1, 10, 100):
-        parts.append(f'<path d="M{x(wait_s):.1f} 10V{height - bottom}" stroke="#ddd"/><text x="{x(wait_s):.1f}" y="{height - bottom + 16}" text-anchor="middle">{wait_s:g} s</text>')
-    parts.append(f'<text x="{(left + width) / 2}" y="{height - 6}" text-anchor="middle">jobs of the light tenants that waited no longer</text>')
-    for row, ((what, waits), colour) in enumerate(zip(series.items(), ("#2a7", "#27c", "#c42"))):
-        points = " ".join(f"{x(wait):.1f},{y((index + 1) / len(waits)):.1f}" for index, wait in enumerate(sorted(waits)))
-        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/><text x="{left + 10}" y="{30 + 16 * row}" fill="{colour}">{what}</text>')
-    PLOT.write_text("\n".join([*parts, "</svg>"]) + "\n")
