@@ -16,7 +16,7 @@ from broker import Broker
 from places import CACHE, MODEL, ROOT, WORK
 from report import median, table
 from runs import JOBS_PARTITIONS, left_alone, run_bare, run_embedded, run_recovery, run_reference, run_script, run_services, run_start, warm
-
+from transport import run_transport
 
 
 def main():
@@ -140,7 +140,7 @@ def passthrough(args):
     """Three services on Kafka with a model that costs nothing, beside the user's script with random floats."""
     # Many, so that neither the start nor the last flush weighs much, and the broker is done with compiling itself.
     rounds, count = (3, 200_000) if args.quick else (5, 2_000_000)
-    ours, script = [], []
+    ours, script, transport = [], [], []
     settings = ["sink.flush_interval_ms=1000", *args.set]
     with Broker() as broker:
         jobs.produce(broker, "jobs", JOBS_PARTITIONS, jobs.short_texts(), count)
@@ -149,17 +149,19 @@ def passthrough(args):
         for number in range(rounds):
             ours.append(run_services(broker, f"through{number}", "passthrough:384", count, settings))
             script.append(run_script(broker, f"floats{number}", count, poll=poll))
+            transport.append(run_transport(broker, f"transport{number}"))
             print(f"round {number + 1}: {ours[-1]['jobs_per_s']:.0f} and the script {script[-1]['jobs_per_s']:.0f} jobs/s", flush=True)
     speeds = [median(run["jobs_per_s"] for run in runs) for runs in (ours, script)]
     ratio = median(one["jobs_per_s"] / other["jobs_per_s"] for one, other in zip(ours, script))
     rows = [
         ["Tributary, three services", f"{speeds[0]:.0f}", f"{ratio:.2f}", *cpu_cells(ours, ["ingest", "processor", "sink", "broker"])],
         [f"user's script, polls of {poll}", f"{speeds[1]:.0f}", "1", "", "", "", *cpu_cells(script, ["broker", "script"])],
+        ["the vectors alone, through a topic", "", "", "", "", "", *cpu_cells(transport, ["broker", "clients"])],
     ]
-    heads = ["", "jobs/s", "of the script", "ingest", "processor", "sink", "broker", "script"]
+    heads = ["", "jobs/s", "of the script", "ingest", "processor", "sink", "broker", "other clients"]
     rows[0].append("")
     text = f"{count} jobs, {JOBS_PARTITIONS} partitions of `jobs`, medians of {rounds} pairs; CPU in microseconds a job\n\n"
-    report.finish("passthrough", {"jobs": count, "poll": poll, "ours": ours, "script": script}, text + table(heads, rows))
+    report.finish("passthrough", {"jobs": count, "poll": poll, "ours": ours, "script": script, "transport": transport}, text + table(heads, rows))
 
 
 def best_poll(broker, count):
@@ -196,7 +198,8 @@ def audit(args):
 
 def compare(args, name, key, values):
     """The pass-through pipeline with two values of a setting, the second of which is what the first is held against."""
-    rounds, count = (3, 200_000) if args.quick else (7, 400_000)
+    # Many, since rows land once a second.
+    rounds, count = (3, 200_000) if args.quick else (7, 1_000_000)
     settings = ["sink.flush_interval_ms=1000", *args.set]
     runs = {value: [] for value in values}
     with Broker() as broker:
