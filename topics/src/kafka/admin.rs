@@ -26,8 +26,9 @@ use super::{
 };
 use crate::{Error, Retention, Subscription, TopicSpec};
 
-/// Kafka holds a whole batch of records to `max.message.bytes`, and librdkafka's batches have up to 1,000,000 bytes.
-const BATCH_BYTES_MAX: u32 = 1 << 20;
+/// Kafka holds a whole batch of records to `max.message.bytes`, and librdkafka's batches have up to 1,000,000 bytes, unless the
+/// user says otherwise. Every topic of the pipeline's own takes so many.
+pub(super) const BATCH_BYTES_MAX: u32 = 1 << 20;
 /// What a batch has beside the bytes of its one large record.
 const BATCH_OVERHEAD_BYTES: u32 = 4096;
 /// The names of the settings of a topic that are changed while it stands.

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, fmt};
 
 use rdkafka::ClientConfig;
 
+use super::admin::BATCH_BYTES_MAX;
 use crate::{Arrivals, Error};
 
 /// How a stage's appends and its progress become one.
@@ -145,6 +146,14 @@ impl Settings {
         if let Some(name) = gives_up.filter(|_| self.delivery == Delivery::Idempotent) {
             let detail = "cannot be set with processor.delivery = \"idempotent\": nothing may be appended in the place of a record that was given up; remove it";
             return Err(invalid(name, detail.to_owned()));
+        }
+        let batch_bytes = self
+            .properties
+            .get("batch.size")
+            .and_then(|bytes| bytes.parse().ok());
+        if batch_bytes.is_some_and(|bytes: u64| bytes > u64::from(BATCH_BYTES_MAX)) {
+            let detail = format!("is more than {BATCH_BYTES_MAX}, which topics take for sure: leave it out");
+            return Err(invalid("batch.size", detail));
         }
         if self.bootstrap_servers().is_empty() {
             let detail = "is missing: give the addresses of some brokers, such as `kafka:9092`".to_owned();
@@ -315,6 +324,14 @@ mod tests {
                 "{error}"
             );
         }
+    }
+
+    #[test]
+    fn a_batch_that_topics_would_refuse_is_refused_before_it_is_sent() {
+        settings(&[("batch.size", "1048576")]).check().unwrap();
+        let error = settings(&[("batch.size", "1048577")]).check().unwrap_err();
+        let told = "Kafka property `batch.size`: is more than 1048576";
+        assert!(error.to_string().starts_with(told), "{error}");
     }
 
     #[test]
