@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -19,6 +18,7 @@ use tokio::{
 use crate::{
     cost, halving, metric_names,
     model::{EncodeError, Encoder, Tokens},
+    panics::caught,
     prepare::MicroBatch,
 };
 
@@ -165,17 +165,8 @@ impl Device {
 
 /// The vectors of `texts`; an error for all of them if the model fails, panics, or gives anything that is no number.
 fn encode(encoder: &dyn Encoder, texts: &[Tokens]) -> Result<Vec<Vec<f32>>, EncodeError> {
-    let encoded = catch_unwind(AssertUnwindSafe(|| encoder.encode(texts)));
-    let vectors = match encoded {
-        Ok(result) => result?,
-        Err(panic) => {
-            let message = panic.downcast_ref::<&str>().map(ToString::to_string);
-            let message = message.or_else(|| panic.downcast_ref::<String>().cloned());
-            return Err(EncodeError::Failed {
-                message: format!("it panicked: {}", message.unwrap_or_default()),
-            });
-        }
-    };
+    let vectors =
+        caught(|| encoder.encode(texts)).unwrap_or_else(|message| Err(EncodeError::Failed { message }))?;
     match vectors.iter().flatten().find(|value| !value.is_finite()) {
         Some(value) => Err(EncodeError::Failed {
             message: format!("it gave {value}, which is no number"),

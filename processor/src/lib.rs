@@ -26,6 +26,7 @@ pub mod model;
 mod mutations;
 mod outcomes;
 mod pace;
+mod panics;
 mod parts;
 mod prepare;
 mod priorities;

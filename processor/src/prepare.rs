@@ -14,7 +14,8 @@ use crate::{
     batcher,
     cost::{self, Work},
     lanes::{Delivery, Taken, Waiting},
-    model::{Tokenizer, Tokens},
+    model::{TokenizeError, Tokenizer, Tokens},
+    panics::caught,
     turns::Backlogged,
 };
 
@@ -275,7 +276,9 @@ fn tokens_of(
         let message = format!("no processor of this pool has model `{}`", job.model);
         return Err(Reason::new(ReasonCode::UnknownModel, message));
     };
-    model.tokenizer.tokenize(&job.input).map_err(|error| {
+    let tokenized = caught(|| model.tokenizer.tokenize(&job.input));
+    let tokenized = tokenized.unwrap_or_else(|message| Err(TokenizeError { message }));
+    tokenized.map_err(|error| {
         let message = format!("the input could not be tokenized: {error}");
         Reason::new(ReasonCode::InferenceFailed, message)
     })
@@ -318,14 +321,15 @@ fn with_source(error: &dyn std::error::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use schemas::{JobId, Origin, TopicId, TopicName};
+    use rust_decimal::Decimal;
+    use schemas::{Digest, JobId, Origin, Task, TopicId, TopicName};
 
     use super::*;
 
     const NOW_MS: i64 = 1_790_000_000_000;
 
-    fn refusal(deadline_ms: i64) -> Option<ReasonCode> {
-        let job = AdmittedJob {
+    fn job(model: &str, input: &str) -> AdmittedJob {
+        AdmittedJob {
             origin: Origin {
                 topic: TopicName::new("jobs").unwrap(),
                 topic_id: TopicId::from_bytes([1; 16]),
@@ -334,14 +338,21 @@ mod tests {
             },
             tenant: Tenant::new("acme").unwrap(),
             job_id: JobId::new("job").unwrap(),
-            model: ModelName::new("unknown").unwrap(),
-            input: "Where is my parcel?".to_owned(),
+            model: ModelName::new(model).unwrap(),
+            input: input.to_owned(),
             text_pair: None,
             priority: None,
             submitted_at_ms: NOW_MS,
-            deadline_ms: Some(deadline_ms),
+            deadline_ms: None,
             labels: BTreeMap::new(),
             trace_id: None,
+        }
+    }
+
+    fn refusal(deadline_ms: i64) -> Option<ReasonCode> {
+        let job = AdmittedJob {
+            deadline_ms: Some(deadline_ms),
+            ..job("unknown", "Where is my parcel?")
         };
         let tokens = tokens_of(&job, &BTreeMap::new(), &Suspects::default(), NOW_MS);
         tokens.err().map(|reason| reason.code)
@@ -357,5 +368,40 @@ mod tests {
             let refused = refusal(deadline_ms);
             assert_eq!(refused, Some(ReasonCode::UnknownModel), "{deadline_ms}");
         }
+    }
+
+    /// Reads a byte as a token, and panics at a question.
+    struct Fragile;
+
+    impl Tokenizer for Fragile {
+        fn tokenize(&self, text: &str) -> Result<Tokens, TokenizeError> {
+            assert!(!text.contains('?'), "no answer");
+            let ids = text.bytes().map(u32::from).collect();
+            let truncated = false;
+            Ok(Tokens { ids, truncated })
+        }
+    }
+
+    #[test]
+    fn a_text_at_which_the_tokenizer_panics_fails_alone() {
+        let reading = Reading {
+            tokenizer: Arc::new(Fragile),
+            engine: Engine {
+                task: Task::Embed,
+                model_digest: Digest::from_bytes([0; 32]),
+                model_dtype: None,
+                model_path: None,
+            },
+            terms: ModelTerms {
+                task: Task::Embed,
+                price_per_device_second: Decimal::ONE,
+            },
+        };
+        let models = BTreeMap::from([(ModelName::new("m").unwrap(), reading)]);
+        let tokens = |input| tokens_of(&job("m", input), &models, &Suspects::default(), NOW_MS);
+        assert_eq!(tokens("ok").unwrap().ids.len(), 2);
+        let Reason { code, message } = tokens("ok?").unwrap_err();
+        assert_eq!(code, ReasonCode::InferenceFailed);
+        assert!(message.ends_with("it panicked: no answer"), "{message}");
     }
 }
