@@ -4,6 +4,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{ModelName, Record, Tenant, TopicId, TopicName};
 
+/// Of a text of an event so many bytes are told, and how many more there are. All the texts of one are fewer than
+/// [`AuditEvents::BYTES_MAX`] then, or a large one could never be appended, and would hold up those behind it.
+const TEXT_BYTES_MAX: usize = 40 << 10;
+
 /// Something that was done or refused, or so many jobs that were decided alike.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuditEvent {
@@ -225,21 +229,52 @@ impl AuditEvent {
     /// About how many bytes it encodes to, rather more than less.
     fn size_bytes(&self) -> usize {
         const NAMES_AND_NUMBERS: usize = 1_024;
+        let actor = match &self.actor {
+            Actor::User(name) | Actor::Service(name) => name.len(),
+            Actor::Tenant(_) | Actor::Unknown => 0,
+        };
         let texts = [&self.refused, &self.detail, &self.policy];
         let texts: usize = texts.into_iter().flatten().map(String::len).sum();
         let finding = self.finding.as_ref().map_or(0, |finding| finding.uid.len());
-        NAMES_AND_NUMBERS + self.source.len() + texts + finding
+        NAMES_AND_NUMBERS + actor + self.source.len() + texts + finding
+    }
+
+    /// As much of it as is told.
+    fn cut(mut self) -> Self {
+        let actor = match &mut self.actor {
+            Actor::User(name) | Actor::Service(name) => Some(name),
+            Actor::Tenant(_) | Actor::Unknown => None,
+        };
+        let finding = self.finding.as_mut().map(|finding| &mut finding.uid);
+        let texts = [
+            Some(&mut self.source),
+            self.refused.as_mut(),
+            self.detail.as_mut(),
+            self.policy.as_mut(),
+            actor,
+            finding,
+        ];
+        texts.into_iter().flatten().for_each(cut);
+        self
+    }
+}
+
+fn cut(text: &mut String) {
+    if text.len() > TEXT_BYTES_MAX {
+        let end = text.floor_char_boundary(TEXT_BYTES_MAX);
+        let more = format!("… and {} bytes more", text.len() - end);
+        text.replace_range(end.., &more);
     }
 }
 
 impl AuditEvents {
-    /// A record has about so many bytes at most, unless a single event has more.
+    /// A record has at most so many bytes.
     pub const BYTES_MAX: usize = 256 << 10;
 
-    /// Puts `events` into as few records as their size allows.
+    /// Puts `events` into as few records as their size allows. Very long texts are cut.
     pub fn pack(events: impl IntoIterator<Item = AuditEvent>) -> Vec<Self> {
         let (mut records, mut bytes): (Vec<Self>, usize) = (Vec::new(), 0);
-        for event in events {
+        for event in events.into_iter().map(AuditEvent::cut) {
             bytes += event.size_bytes();
             match records.last_mut() {
                 Some(open) if bytes <= Self::BYTES_MAX => open.0.push(event),
@@ -304,10 +339,36 @@ mod tests {
         }
     }
 
+    #[test]
+    fn of_a_text_that_no_record_would_hold_is_told_as_much_as_one_may_have_and_how_much_more_there_is() {
+        let long = "ö".repeat(AuditEvents::BYTES_MAX);
+        let whole = AuditEvent {
+            source: long.clone(),
+            refused: Some(long.clone()),
+            policy: Some(long.clone()),
+            actor: Actor::User(long.clone()),
+            ..event(long)
+        };
+        let records = AuditEvents::pack([whole, event("short".to_owned())]);
+        let all: Vec<_> = records.iter().flat_map(|record| &record.0).collect();
+        let told = all[0].detail.as_deref().unwrap();
+        assert!(told.starts_with("ööö"), "{told:.20}");
+        assert!(
+            told.ends_with("ö… and 483328 bytes more"),
+            "{:?}",
+            &told[TEXT_BYTES_MAX..]
+        );
+        assert_eq!(all[1], &event("short".to_owned()));
+        for record in &records {
+            let encoded = record.encode().len();
+            assert!(encoded <= AuditEvents::BYTES_MAX && encoded <= record.size_hint());
+        }
+    }
+
     proptest! {
         #[test]
         fn packed_events_keep_their_order_and_no_record_is_larger_than_allowed(
-            sizes in prop::collection::vec(0_usize..100_000, 0..20),
+            sizes in prop::collection::vec(0_usize..=TEXT_BYTES_MAX, 0..40),
         ) {
             let events: Vec<_> = sizes.iter().map(|size| event("x".repeat(*size))).collect();
             let records = AuditEvents::pack(events.clone());
