@@ -83,6 +83,11 @@ impl<'a> Job<'a> {
     /// What is wrong and at which line and column: broken JSON, invalid UTF-8, a missing, repeated, unknown or wrongly
     /// typed field.
     pub fn decode(value: &'a [u8]) -> Result<Self, NotAJob> {
+        // Serde would take an array for the fields in their order, which is none that producers know.
+        if value.trim_ascii_start().starts_with(b"[") {
+            let told = "a job is a JSON object, and this is an array: send each job by itself";
+            return Err(NotAJob(told.to_owned()));
+        }
         Ok(serde_json::from_slice(value)?)
     }
 }
@@ -125,7 +130,6 @@ mod tests {
                 r#"{"model":"m","input":"\ud800"}"#,
                 "unexpected end of hex escape",
             ),
-            (r#"[1,2]"#, "invalid type"),
             (r#"{"model":"m","input":"a"} x"#, "trailing characters"),
             (
                 r#"{"model":"m","input":"a","labels":{"k":1}}"#,
@@ -143,6 +147,15 @@ mod tests {
             error.to_string().contains("invalid unicode code point"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn an_array_of_what_a_jobs_fields_might_be_is_no_job() {
+        let fields = r#"["id","acme","minilm","Where is my parcel?"]"#;
+        for value in [fields, " \n[1,2]", "[", "[{\"model\":\"m\",\"input\":\"a\"}]"] {
+            let error = Job::decode(value.as_bytes()).unwrap_err().to_string();
+            assert!(error.starts_with("a job is a JSON object"), "`{value}`: {error}");
+        }
     }
 
     #[test]
