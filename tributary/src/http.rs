@@ -1,5 +1,7 @@
 //! What is served over HTTP: health, metrics, and beside ingest the door for jobs.
 
+mod connections;
+
 use std::{future::poll_fn, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
 use anyhow::{Context, ensure};
@@ -33,6 +35,7 @@ use crate::{
     health::Health,
     shutdown::or_given_up,
 };
+use connections::Limits;
 
 /// How long a request waits for ingest to reach its topics.
 pub(crate) const DOOR_LIMIT: Duration = Duration::from_secs(5);
@@ -46,6 +49,13 @@ pub(crate) const BODY_LIMIT: Duration = Duration::from_secs(300);
 const RETRY_AFTER_S: &str = "1";
 /// How long requests under way are waited for at the end: one whose client falls silent would hold up the process for ever.
 const LAST_REQUESTS_LIMIT: Duration = Duration::from_secs(10);
+/// Where nobody has set it otherwise a process may have 1,024 files, and clients that open many connections must leave some to the
+/// topics and the lake. A proxy keeps connections to use them again, for a minute as a rule, and must not find one closed that it
+/// has just sent a request on.
+const LIMITS: Limits = Limits {
+    connections_max: 512,
+    head: Duration::from_secs(75),
+};
 
 /// What the routes look at.
 #[derive(Clone)]
@@ -198,13 +208,14 @@ pub(crate) async fn serve(
     served: Served,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    serve_until(listener, served, shutdown, LAST_REQUESTS_LIMIT).await
+    serve_until(listener, served, shutdown, LIMITS, LAST_REQUESTS_LIMIT).await
 }
 
 async fn serve_until(
     listener: TcpListener,
     served: Served,
     shutdown: CancellationToken,
+    limits: Limits,
     last_requests_limit: Duration,
 ) -> anyhow::Result<()> {
     let router = Router::new()
@@ -212,18 +223,14 @@ async fn serve_until(
         .route("/metrics", get(metrics))
         .route("/v1/jobs", post(jobs))
         .with_state(served);
-    let service = router.into_make_service_with_connect_info::<SocketAddr>();
-    let ending = shutdown.clone();
-    let serving = axum::serve(listener, service)
-        .with_graceful_shutdown(async move { ending.cancelled().await })
-        .into_future();
-    match or_given_up(serving, &shutdown, last_requests_limit).await {
-        Some(served) => Ok(served?),
-        None => {
-            tracing::warn!("ended without an answer to requests that do not come to their end");
-            Ok(())
-        }
+    let serving = connections::serve(listener, router, limits, shutdown.clone());
+    if or_given_up(serving, &shutdown, last_requests_limit)
+        .await
+        .is_none()
+    {
+        tracing::warn!("ended without an answer to requests that do not come to their end");
     }
+    Ok(())
 }
 
 async fn health(
@@ -450,15 +457,20 @@ mod tests {
 
     const BODY_BYTES_MAX: usize = 1 << 20;
 
-    /// Serves a door to topics in memory, where a token is demanded or not. Answers where, the room there, what ends it, and the end.
-    async fn serving(
-        demands_token: bool,
-    ) -> (
+    /// Where it is, the room there, what ends it, and the end.
+    type Serving = (
         SocketAddr,
         Bodies,
         CancellationToken,
         tokio::task::JoinHandle<anyhow::Result<()>>,
-    ) {
+    );
+
+    /// Serves a door to topics in memory, where a token is demanded or not.
+    async fn serving(demands_token: bool) -> Serving {
+        serving_within(LIMITS, demands_token).await
+    }
+
+    async fn serving_within(limits: Limits, demands_token: bool) -> Serving {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (topics, jobs) = (LocalTopics::in_memory(), TopicName::new("jobs").unwrap());
@@ -479,8 +491,9 @@ mod tests {
             auditor: Auditor::default(),
         };
         let shutdown = CancellationToken::new();
-        let limit = Duration::from_millis(10);
-        let serving = tokio::spawn(serve_until(listener, served, shutdown.clone(), limit));
+        let last_requests_limit = Duration::from_millis(10);
+        let serving = serve_until(listener, served, shutdown.clone(), limits, last_requests_limit);
+        let serving = tokio::spawn(serving);
         (address, bodies, shutdown, serving)
     }
 
@@ -505,9 +518,14 @@ mod tests {
             "POST /v1/jobs HTTP/1.1\r\nhost: here\r\nexpect: 100-continue\r\ncontent-length: {bytes}\r\n\r\n"
         );
         client.write_all(head.as_bytes()).unwrap();
+        let told = status(&mut client);
+        (client, told)
+    }
+
+    fn status(client: &mut TcpStream) -> String {
         let mut told = [0; 12];
         client.read_exact(&mut told).unwrap();
-        (client, String::from_utf8(told.to_vec()).unwrap())
+        String::from_utf8(told.to_vec()).unwrap()
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -524,6 +542,44 @@ mod tests {
     async fn without_the_token_that_is_demanded_no_body_is_waited_for() {
         let (address, ..) = serving(true).await;
         assert_eq!(announce(address, 9).1, "HTTP/1.1 401");
+    }
+
+    /// A client that asks for the health of the process, in `sent` as far as it does.
+    fn ask(address: SocketAddr, sent: &str) -> TcpStream {
+        let mut client = TcpStream::connect(address).unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        client.write_all(sent.as_bytes()).unwrap();
+        client
+    }
+
+    const HEALTH: &str = "GET /health HTTP/1.1\r\nhost: here\r\n\r\n";
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_client_without_a_whole_request_does_not_keep_its_connection() {
+        let limits = Limits {
+            head: Duration::from_millis(50),
+            ..LIMITS
+        };
+        let (address, ..) = serving_within(limits, false).await;
+        for begun in ["", "G", HEALTH.trim_end(), HEALTH] {
+            let mut client = ask(address, begun);
+            let closed = client.read_to_end(&mut Vec::new());
+            assert!(closed.is_ok(), "{begun:?}: {closed:?}");
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn no_more_connections_are_open_than_may_be_and_the_next_ones_wait() {
+        let limits = Limits {
+            connections_max: 1,
+            head: Duration::from_millis(50),
+        };
+        let (address, ..) = serving_within(limits, false).await;
+        let mut silent = ask(address, "");
+        let mut next = ask(address, HEALTH);
+        assert_eq!(status(&mut next), "HTTP/1.1 503", "no service runs");
+        silent.set_nonblocking(true).unwrap();
+        assert_eq!(silent.read(&mut [0]).unwrap(), 0, "it was closed before");
     }
 
     /// Waits until room for so many KiB is left, for ten seconds.
