@@ -1,6 +1,7 @@
 //! What is served over HTTP: health, metrics, and beside ingest the door for jobs.
 
 mod connections;
+mod room;
 
 use std::{future::poll_fn, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
@@ -20,11 +21,11 @@ use ingest::{
     identity::{Identity, Refusal},
 };
 use metrics_exporter_prometheus::PrometheusHandle;
-use schemas::{Action, Actor, Authority, Operation, Principal, ReasonCode, User};
+use schemas::{Action, Actor, Authority, Operation, Principal, ReasonCode, Tenant, User};
 use serde_json::json;
 use tokio::{
     net::TcpListener,
-    sync::{OwnedSemaphorePermit, Semaphore, SetOnce, watch},
+    sync::{SetOnce, watch},
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
@@ -36,11 +37,14 @@ use crate::{
     shutdown::or_given_up,
 };
 use connections::Limits;
+use room::{Amount, NoRoom, Part, Room};
 
 /// How long a request waits for ingest to reach its topics.
 pub(crate) const DOOR_LIMIT: Duration = Duration::from_secs(5);
 /// So many bodies of the greatest length that one may have are held at once, or as many more as they are shorter.
 const LARGEST_BODIES: usize = 4;
+/// The same of one tenant, where a token proves whose they are.
+const LARGEST_BODIES_OF_TENANT: usize = 2;
 /// How long a client may send nothing of a body, or it would keep the room of what it has sent from the others.
 const SILENCE_LIMIT: Duration = Duration::from_secs(30);
 /// How long all of a body may take, or a client that sends a byte now and then would keep it for ever.
@@ -78,53 +82,51 @@ pub(crate) struct Served {
 #[derive(Debug, Clone)]
 pub(crate) struct Bodies {
     bytes_max: usize,
-    /// A permit is a KiB, so that a short body counts for what it takes beside its bytes.
-    room: Arc<Semaphore>,
-    /// A permit is a line: its answer may take more than its bytes.
-    lines: Arc<Semaphore>,
+    room: Room,
 }
 
 impl Bodies {
     /// For bodies of at most so many bytes each.
     pub(crate) fn of_at_most(bytes_max: usize) -> Self {
+        let largest = Amount {
+            lines: LINES_MAX,
+            ..Amount::of_bytes(bytes_max)
+        };
+        let (whole, of_tenant_max) = (
+            largest.times(LARGEST_BODIES),
+            largest.times(LARGEST_BODIES_OF_TENANT),
+        );
         Self {
             bytes_max,
-            room: Arc::new(Semaphore::new(LARGEST_BODIES * Self::permits(bytes_max) as usize)),
-            lines: Arc::new(Semaphore::new(LARGEST_BODIES * LINES_MAX)),
+            room: Room::new(whole, of_tenant_max),
         }
     }
 
-    fn permits(bytes: usize) -> u32 {
-        u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX)
-    }
-
-    /// All of `body`, and the room that it and the answers to its lines have until that is dropped.
-    async fn take(&self, body: Body) -> Result<(Bytes, [OwnedSemaphorePermit; 2]), NotTaken> {
-        let gathered = timeout(BODY_LIMIT, self.gather(body)).await;
-        let (body, room) = gathered.map_err(|_| NotTaken::Late)??;
-        let lines = match u32::try_from(count_lines(&body)) {
-            Ok(lines) if lines as usize <= LINES_MAX => lines,
-            _ => return Err(NotTaken::TooManyLines),
-        };
-        let lines = Arc::clone(&self.lines).try_acquire_many_owned(lines);
-        Ok((body.into(), [room, lines.map_err(|_| NotTaken::NoRoom)?]))
+    /// All of `body`, and the room that it and the answers to its lines have until that is dropped. It is of `tenant`'s, where
+    /// somebody knows.
+    async fn take(&self, body: Body, tenant: Option<Tenant>) -> Result<(Bytes, Part), NotTaken> {
+        let gathered = timeout(BODY_LIMIT, self.gather(body, self.room.part(tenant))).await;
+        let (body, mut part) = gathered.map_err(|_| NotTaken::Late)??;
+        let lines = count_lines(&body);
+        if lines > LINES_MAX {
+            return Err(NotTaken::TooManyLines);
+        }
+        part.grow_to(Amount::of_lines(lines))?;
+        Ok((body.into(), part))
     }
 
     /// Room is taken as the body comes: what is only announced keeps nobody out.
-    async fn gather(&self, mut body: Body) -> Result<(Vec<u8>, OwnedSemaphorePermit), NotTaken> {
-        let room_for = |permits| {
-            let room = Arc::clone(&self.room).try_acquire_many_owned(permits);
-            room.map_err(|_| NotTaken::NoRoom)
-        };
+    async fn gather(&self, mut body: Body, mut part: Part) -> Result<(Vec<u8>, Part), NotTaken> {
         if body.size_hint().lower() > self.bytes_max as u64 {
             return Err(NotTaken::TooLong);
         }
-        let (mut bytes, mut room) = (Vec::new(), room_for(1)?);
+        let mut bytes = Vec::new();
+        part.grow_to(Amount::of_bytes(0))?;
         loop {
             let frame = poll_fn(|context| Pin::new(&mut body).poll_frame(context));
             let frame = timeout(SILENCE_LIMIT, frame).await.map_err(|_| NotTaken::Late)?;
             let Some(frame) = frame else {
-                return Ok((bytes, room));
+                return Ok((bytes, part));
             };
             let Ok(data) = frame.map_err(NotTaken::Broken)?.into_data() else {
                 continue;
@@ -133,10 +135,15 @@ impl Bodies {
             if length > self.bytes_max {
                 return Err(NotTaken::TooLong);
             }
-            let held = u32::try_from(room.num_permits()).unwrap_or(u32::MAX);
-            room.merge(room_for(Self::permits(length).saturating_sub(held))?);
+            part.grow_to(Amount::of_bytes(length))?;
             bytes.extend_from_slice(&data);
         }
+    }
+}
+
+impl From<NoRoom> for NotTaken {
+    fn from(NoRoom: NoRoom) -> Self {
+        Self::NoRoom
     }
 }
 
@@ -147,7 +154,7 @@ enum NotTaken {
     TooLong,
     /// It has more lines than a body may have.
     TooManyLines,
-    /// Others have all the room.
+    /// Others have all the room, or its tenant has as much as one may.
     NoRoom,
     /// Its client does not send it, or not in time.
     Late,
@@ -289,7 +296,12 @@ async fn jobs(
         let waits = "ingest does not reach its topics yet, see /health: try again\n";
         return put_off(waits);
     };
-    let (body, _room) = match served.bodies.take(request.into_body()).await {
+    let tenant = match asker.principal {
+        Principal::Tenant(tenant) => Some(tenant),
+        Principal::User(user) => user.tenant,
+        Principal::Stranger => None,
+    };
+    let (body, _room) = match served.bodies.take(request.into_body(), tenant).await {
         Ok(taken) => taken,
         Err(not_taken) => return not_taken.into_response(),
     };
@@ -583,9 +595,9 @@ mod tests {
     }
 
     /// Waits until room for so many KiB is left, for ten seconds.
-    async fn is_left(bodies: &Bodies, permits: usize) {
+    async fn is_left(bodies: &Bodies, kib: usize) {
         let began = Instant::now();
-        while bodies.room.available_permits() != permits {
+        while bodies.room.left().kib != kib {
             assert!(began.elapsed() < Duration::from_secs(10), "{bodies:?}");
             tokio::task::yield_now().await;
         }
@@ -654,9 +666,26 @@ mod tests {
             tokio::time::sleep(SILENCE_LIMIT / 2).await;
             Ok::<_, std::io::Error>("x")
         });
-        let taken = bodies.take(Body::from_stream(trickle)).await;
+        let taken = bodies.take(Body::from_stream(trickle), None).await;
         assert!(matches!(taken, Err(NotTaken::Late)), "{taken:?}");
         is_left(&bodies, LARGEST_BODIES * BODY_BYTES_MAX / 1024).await;
+    }
+
+    #[tokio::test]
+    async fn bodies_of_one_tenant_leave_room_for_those_of_the_others() {
+        let bodies = Bodies::of_at_most(BODY_BYTES_MAX);
+        let take = async |tenant: &str| {
+            let body = Body::from(vec![b'\n'; BODY_BYTES_MAX]);
+            bodies.take(body, Tenant::new(tenant).ok()).await
+        };
+        let mut of_acme = Vec::new();
+        for _ in 0..LARGEST_BODIES_OF_TENANT {
+            of_acme.push(take("acme").await.unwrap());
+        }
+        assert!(matches!(take("acme").await, Err(NotTaken::NoRoom)));
+        take("globex").await.unwrap();
+        of_acme.pop();
+        take("acme").await.unwrap();
     }
 
     #[tokio::test]
