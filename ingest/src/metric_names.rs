@@ -1,5 +1,7 @@
 //! The metrics of ingest.
 
+use schemas::ReasonCode;
+
 /// Records decided on, by `tenant` (a configured one, or `unclaimed`) and `decision` (admitted, rejected).
 pub const DECIDED: &str = "tributary_ingest_decided_total";
 /// Rejected jobs by `tenant` and `reason_code`.
@@ -22,3 +24,26 @@ pub const SPENT: &str = "tributary_ingest_spent";
 pub const BUDGET_LEFT: &str = "tributary_ingest_budget_left";
 /// Records of work that wait or are under way, of each `tenant` that has a limit of them.
 pub const QUEUE_RECORDS: &str = "tributary_ingest_queue_records";
+
+/// Has every counter there from the start, at zero, but those of tenants: from a series that begins with its first event
+/// `increase` hides that one.
+pub fn register() {
+    metrics::counter!(DEAD_LETTERS).increment(0);
+    metrics::counter!(HTTP_PUT_OFF).increment(0);
+    for answer in ["accepted", "refused", "unknown"] {
+        metrics::counter!(HTTP_LINES, "answer" => answer).increment(0);
+    }
+}
+
+/// The same of [`HTTP_REFUSED`], which a process without ingest has too.
+pub fn register_http_refused() {
+    for code in [
+        ReasonCode::TokenMissing,
+        ReasonCode::TokenInvalid,
+        ReasonCode::TokenExpired,
+        ReasonCode::InvalidTenant,
+        ReasonCode::NotPermitted,
+    ] {
+        metrics::counter!(HTTP_REFUSED, "reason_code" => code.as_str()).increment(0);
+    }
+}

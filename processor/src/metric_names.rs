@@ -32,3 +32,11 @@ pub const WINDOW_SECONDS: &str = "tributary_processor_window_seconds";
 pub const COMMIT_SECONDS: &str = "tributary_processor_commit_seconds";
 /// Bytes that wait in lanes.
 pub const LANES_BYTES: &str = "tributary_processor_lanes_bytes";
+
+/// Has every counter there from the start, at zero, but those of tenants: from a series that begins with its first event
+/// `increase` hides that one.
+pub fn register() {
+    for counter in [DEAD_LETTERS, DEVICE_TIME_NS] {
+        metrics::counter!(counter).increment(0);
+    }
+}

@@ -16,7 +16,7 @@ use crate::{
     config::{Config, Delivery, TopicsKind},
     followed_file::Follows,
     health::{Health, State},
-    http, identity,
+    http, identity, metric_names,
     renewed::RenewedAppender,
     shutdown,
     supervise::keep_running,
@@ -51,6 +51,7 @@ pub(crate) async fn serve(config: Config, stages: &[Stage]) -> anyhow::Result<()
     }
     let shutdown = shutdown::on_signal()?;
     let metrics = PrometheusBuilder::new().install_recorder().context("metrics")?;
+    register_metrics(stages);
     let listener = http::bind(&config.http).await?;
     let address = listener.local_addr()?;
     let health = Health::default();
@@ -119,6 +120,18 @@ pub(crate) async fn serve(config: Config, stages: &[Stage]) -> anyhow::Result<()
         }
     }
     first_error
+}
+
+fn register_metrics(stages: &[Stage]) {
+    metric_names::register();
+    ingest::metric_names::register_http_refused();
+    for stage in stages {
+        match stage {
+            Stage::Ingest => ingest::metric_names::register(),
+            Stage::Processor => processor::metric_names::register(),
+            Stage::Sink => sink::metric_names::register(),
+        }
+    }
 }
 
 /// Calls `sum_up` again and again until `shutdown`.
@@ -344,6 +357,30 @@ async fn processor(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_counter_that_is_documented_and_not_of_a_tenant_is_there_from_the_start() {
+        let documented = include_str!("../../docs/operations.md")
+            .lines()
+            .filter_map(|line| {
+                let mut cells = line.split('|').map(str::trim).skip(1);
+                let name = cells.next()?.trim_matches('`');
+                let is_counter = cells.next()? == "counter";
+                let labels = cells.next()?;
+                (is_counter && !labels.contains("`tenant`")).then_some(name)
+            });
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let stages = [Stage::Ingest, Stage::Processor, Stage::Sink];
+        metrics::with_local_recorder(&recorder, || register_metrics(&stages));
+        let rendered = recorder.handle().render();
+        let is_there = |name: &str| {
+            let of_it = |line: &str| line.split([' ', '{']).next() == Some(name) && line.ends_with(" 0");
+            rendered.lines().any(of_it)
+        };
+        let (there, missing): (Vec<_>, Vec<_>) = documented.partition(|name| is_there(name));
+        assert!(missing.is_empty(), "{missing:?}");
+        assert!(there.contains(&"tributary_sink_dead_letters_total"), "{there:?}");
+    }
 
     #[tokio::test]
     async fn metrics_are_summed_up_until_the_end_though_nobody_asks_for_them() {
