@@ -46,15 +46,19 @@ pub(crate) async fn run(config: &Config, command: &DeadLettersCommand) -> anyhow
         _ => access::permit(&config, Action::ViewDeadLetters)?,
     };
     match command {
-        DeadLettersCommand::List { json } => list(&look(&topics, &names.dead_letters()).await?, *json),
+        DeadLettersCommand::List { json } => {
+            let letters = look(&topics, &names.dead_letters(), Wanted::None).await?;
+            list(&letters, *json)
+        }
         DeadLettersCommand::Show { offset, raw } => {
-            let letters = look(&topics, &names.dead_letters()).await?;
+            let wanted = Wanted::These([*offset].into());
+            let letters = look(&topics, &names.dead_letters(), wanted).await?;
             show(letters.get(*offset)?, letters.replayed.contains(offset), *raw)
         }
         DeadLettersCommand::Replay { offsets, all } => {
-            let chosen = |letters: &Letters| match all {
-                true => letters.waiting().collect(),
-                false => offsets.clone(),
+            let wanted = match all {
+                true => Wanted::All,
+                false => Wanted::These(offsets.iter().copied().collect()),
             };
             let is_of_jobs = |letter: &DeadLetter| names.door(&letter.topic).is_some();
             let audited = |offsets: &[i64]| {
@@ -66,7 +70,7 @@ pub(crate) async fn run(config: &Config, command: &DeadLettersCommand) -> anyhow
                 audit::appends_of_command(&config, event)
             };
             topics.ensure(&[ingest::Service::audit_spec(&names)]).await?;
-            let count = replay(&topics, &names.dead_letters(), chosen, is_of_jobs, audited).await?;
+            let count = replay(&topics, &names.dead_letters(), wanted, is_of_jobs, audited).await?;
             print(&format!(
                 "{count} put back to where they came from: each is a new job, or a new dead letter"
             ))
@@ -89,22 +93,78 @@ fn told(offsets: &[i64], topic: &TopicName) -> String {
     format!("put back from `{topic}`, offsets: {}{more}", some.join(", "))
 }
 
+/// Which letters are kept whole, bytes and all.
+enum Wanted {
+    None,
+    These(BTreeSet<i64>),
+    All,
+}
+
+impl Wanted {
+    fn has(&self, offset: i64) -> bool {
+        match self {
+            Self::None => false,
+            Self::These(offsets) => offsets.contains(&offset),
+            Self::All => true,
+        }
+    }
+}
+
 /// What stands on the topic of dead letters.
-#[derive(Default)]
 struct Letters {
-    dead: BTreeMap<i64, DeadLetter>,
+    listed: BTreeMap<i64, Listed>,
+    wanted: Wanted,
+    whole: BTreeMap<i64, DeadLetter>,
     replayed: BTreeSet<i64>,
     began: BTreeSet<String>,
     /// The first offset that was read, and the one after the last.
     read: Option<(i64, i64)>,
 }
 
+/// What a list says of a letter.
+struct Listed {
+    topic: TopicName,
+    partition: i32,
+    offset: i64,
+    bytes: usize,
+    reason: String,
+}
+
+impl Listed {
+    fn of(letter: &DeadLetter) -> Self {
+        Self {
+            topic: letter.topic.clone(),
+            partition: letter.partition,
+            offset: letter.offset,
+            bytes: letter.record.value.as_deref().map_or(0, <[u8]>::len),
+            reason: letter.reason.clone(),
+        }
+    }
+}
+
 impl Letters {
+    /// None yet, of which those `wanted` will be kept whole.
+    fn keeping(wanted: Wanted) -> Self {
+        Self {
+            listed: BTreeMap::new(),
+            wanted,
+            whole: BTreeMap::new(),
+            replayed: BTreeSet::new(),
+            began: BTreeSet::new(),
+            read: None,
+        }
+    }
+
     fn take(&mut self, record: &topics::Record) {
         let first = self.read.map_or(record.offset, |(first, _)| first);
         self.read = Some((first, record.offset + 1));
         match Letter::read(record) {
-            Some(Letter::Dead(letter)) => drop(self.dead.insert(record.offset, letter)),
+            Some(Letter::Dead(letter)) => {
+                self.listed.insert(record.offset, Listed::of(&letter));
+                if self.wanted.has(record.offset) {
+                    self.whole.insert(record.offset, letter);
+                }
+            }
             Some(Letter::Replayed(offset)) => drop(self.replayed.insert(offset)),
             Some(Letter::Began(id)) => drop(self.began.insert(id)),
             None => tracing::warn!(offset = record.offset, "record is no dead letter"),
@@ -113,15 +173,24 @@ impl Letters {
 
     fn get(&self, offset: i64) -> anyhow::Result<&DeadLetter> {
         let missing = || format!("there is no dead letter {offset}: see `tributary dead-letters list`");
-        self.dead.get(&offset).with_context(missing)
+        self.whole.get(&offset).with_context(missing)
     }
 
     /// The offsets of those that were not replayed.
     fn waiting(&self) -> impl Iterator<Item = i64> {
-        self.dead
+        self.listed
             .keys()
             .filter(|offset| !self.replayed.contains(offset))
             .copied()
+    }
+
+    /// The offsets of those that are wanted: of all, those that were not replayed.
+    fn chosen(&self) -> Vec<i64> {
+        match &self.wanted {
+            Wanted::None => Vec::new(),
+            Wanted::These(offsets) => offsets.iter().copied().collect(),
+            Wanted::All => self.waiting().collect(),
+        }
     }
 
     /// What puts each of `offsets` back to the topic of jobs that it came from, and says so on `topic`.
@@ -153,11 +222,11 @@ impl Letters {
     }
 }
 
-/// Everything that is on `topic` now.
-async fn look(topics: &Arc<dyn Topics>, topic: &TopicName) -> anyhow::Result<Letters> {
+/// Everything that is on `topic` now, and those `wanted` whole.
+async fn look(topics: &Arc<dyn Topics>, topic: &TopicName, wanted: Wanted) -> anyhow::Result<Letters> {
     let group = format!("{GROUP}-{}", uuid::Uuid::new_v4().simple());
     let mut reader = topics.reader(&group, &subscription(topic)).await?;
-    let mut letters = Letters::default();
+    let mut letters = Letters::keeping(wanted);
     let looked = async {
         assigned(reader.as_mut(), topic).await?;
         let count = i64::try_from(topics.lag(&group, &subscription(topic)).await?)?;
@@ -181,7 +250,7 @@ async fn look(topics: &Arc<dyn Topics>, topic: &TopicName) -> anyhow::Result<Let
 async fn replay(
     topics: &Arc<dyn Topics>,
     topic: &TopicName,
-    chosen: impl Fn(&Letters) -> Vec<i64>,
+    wanted: Wanted,
     is_of_jobs: impl Fn(&DeadLetter) -> bool,
     audited: impl Fn(&[i64]) -> Vec<Append>,
 ) -> anyhow::Result<usize> {
@@ -191,7 +260,7 @@ async fn replay(
         let id = uuid::Uuid::new_v4().simple().to_string();
         let begins = replay_begins(&id, topic.clone(), chrono::Utc::now().timestamp_millis());
         sole.commit(vec![begins]).await?;
-        let mut letters = Letters::default();
+        let mut letters = Letters::keeping(wanted);
         while !letters.began.contains(&id) {
             let event = tokio::time::timeout(LIMIT, sole.reader.next()).await;
             match event.with_context(|| {
@@ -205,7 +274,7 @@ async fn replay(
                 Event::Assigned(_) => {}
             }
         }
-        let chosen: Vec<i64> = BTreeSet::from_iter(chosen(&letters)).into_iter().collect();
+        let chosen = letters.chosen();
         let mut appends = letters.appends(&chosen, is_of_jobs, topic)?;
         let count = appends.len() / 2;
         if count > 0 {
@@ -220,7 +289,7 @@ async fn replay(
 }
 
 fn list(letters: &Letters, json: bool) -> anyhow::Result<()> {
-    for (offset, letter) in &letters.dead {
+    for (offset, letter) in &letters.listed {
         let replayed = letters.replayed.contains(offset);
         if json {
             let line = serde_json::json!({
@@ -228,7 +297,7 @@ fn list(letters: &Letters, json: bool) -> anyhow::Result<()> {
                 "topic": letter.topic,
                 "topic_partition": letter.partition,
                 "topic_offset": letter.offset,
-                "bytes": letter.record.value.as_deref().map_or(0, <[u8]>::len),
+                "bytes": letter.bytes,
                 "reason": letter.reason,
                 "replayed": replayed,
             });
@@ -237,7 +306,7 @@ fn list(letters: &Letters, json: bool) -> anyhow::Result<()> {
             let mark = if replayed { "  (replayed)" } else { "" };
             print(&format!(
                 "{offset:>6}  {}{mark}  {}",
-                stood(letter),
+                stood(&letter.topic, letter.partition, letter.offset),
                 letter.reason
             ))?;
         }
@@ -245,12 +314,12 @@ fn list(letters: &Letters, json: bool) -> anyhow::Result<()> {
     if json {
         return Ok(());
     }
-    let (dead, waiting) = (letters.dead.len(), letters.waiting().count());
+    let (dead, waiting) = (letters.listed.len(), letters.waiting().count());
     print(&format!("{dead} dead letters, {waiting} not replayed"))
 }
 
-fn stood(letter: &DeadLetter) -> String {
-    format!("{}[{}]@{}", letter.topic, letter.partition, letter.offset)
+fn stood(topic: &TopicName, partition: i32, offset: i64) -> String {
+    format!("{topic}[{partition}]@{offset}")
 }
 
 fn show(letter: &DeadLetter, replayed: bool, raw: bool) -> anyhow::Result<()> {
@@ -267,7 +336,10 @@ fn show(letter: &DeadLetter, replayed: bool, raw: bool) -> anyhow::Result<()> {
 fn described(letter: &DeadLetter, replayed: bool) -> Vec<String> {
     let text = |bytes: &[u8]| printable(&String::from_utf8_lossy(bytes), SHOWN_CHARS_MAX);
     let mut lines = vec![
-        format!("stood at   {}", stood(letter)),
+        format!(
+            "stood at   {}",
+            stood(&letter.topic, letter.partition, letter.offset)
+        ),
         format!("reason     {}", letter.reason),
     ];
     if let Some(time) = chrono::DateTime::from_timestamp_millis(letter.record.timestamp_ms) {
@@ -294,9 +366,60 @@ fn described(letter: &DeadLetter, replayed: bool) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use topics::{Header, Record};
+    use schemas::TopicId;
+    use topics::{Header, Partition, Record, TopicRef, dead_letter};
 
     use super::*;
+
+    /// The letter that stands at `offset`, of a record of one byte more.
+    fn letter(offset: i64) -> Record {
+        let jobs = TopicRef {
+            name: TopicName::new("jobs").unwrap(),
+            id: TopicId::from_bytes([7; 16]),
+        };
+        let source = Partition {
+            topic: Arc::new(jobs),
+            index: 0,
+        };
+        let bytes = usize::try_from(offset).unwrap() + 1;
+        let broken = Record {
+            offset: 10 * offset,
+            timestamp_ms: 0,
+            stamped_by_log: false,
+            key: None,
+            value: Some(vec![b'{'; bytes].into()),
+            headers: Vec::new(),
+        };
+        let letters = TopicName::new("letters").unwrap();
+        let append = dead_letter(&source, &broken, "no JSON", letters, 0);
+        Record {
+            offset,
+            value: append.value,
+            headers: append.headers,
+            ..broken
+        }
+    }
+
+    #[test]
+    fn a_list_needs_no_letter_whole_and_who_asks_for_one_gets_it_alone() {
+        let read = |wanted| {
+            let mut letters = Letters::keeping(wanted);
+            (0..3).for_each(|offset| letters.take(&letter(offset)));
+            letters.replayed.insert(0);
+            let bytes: Vec<usize> = letters.listed.values().map(|letter| letter.bytes).collect();
+            assert_eq!(bytes, [1, 2, 3]);
+            letters
+        };
+        let listed = read(Wanted::None);
+        assert!(listed.whole.is_empty() && listed.chosen().is_empty());
+        assert_eq!(listed.waiting().collect::<Vec<_>>(), [1, 2]);
+        let one = read(Wanted::These([1].into()));
+        assert_eq!(one.chosen(), [1]);
+        assert_eq!(one.get(1).unwrap().record.value.as_deref(), Some(&b"{{"[..]));
+        assert_eq!(one.whole.len(), 1);
+        assert!(one.get(3).is_err(), "there is none");
+        assert_eq!(read(Wanted::All).chosen(), [1, 2]);
+    }
 
     #[test]
     fn what_a_producer_wrote_gives_no_command_to_the_terminal_of_whoever_looks_at_it() {
