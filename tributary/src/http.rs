@@ -59,6 +59,7 @@ const LAST_REQUESTS_LIMIT: Duration = Duration::from_secs(10);
 const LIMITS: Limits = Limits {
     connections_max: 512,
     head: Duration::from_secs(75),
+    answer: BODY_LIMIT,
 };
 
 /// What the routes look at.
@@ -301,7 +302,7 @@ async fn jobs(
         Principal::User(user) => user.tenant,
         Principal::Stranger => None,
     };
-    let (body, _room) = match served.bodies.take(request.into_body(), tenant).await {
+    let (body, room) = match served.bodies.take(request.into_body(), tenant).await {
         Ok(taken) => taken,
         Err(not_taken) => return not_taken.into_response(),
     };
@@ -309,7 +310,7 @@ async fn jobs(
     (
         status_of(&answers),
         [(header::CONTENT_TYPE, "application/x-ndjson")],
-        Body::from(lines(&answers)),
+        room.until_sent(lines(&answers).into()),
     )
         .into_response()
 }
@@ -523,13 +524,20 @@ mod tests {
         Identity::new(&config, Keys::read(key).unwrap())
     }
 
+    /// A client that has sent so much of a request.
+    fn sending(address: SocketAddr, sent: &str) -> TcpStream {
+        let mut client = TcpStream::connect(address).unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        client.write_all(sent.as_bytes()).unwrap();
+        client
+    }
+
     /// A client that says how long its jobs are, and waits to be told to send them. Answers what it is told.
     fn announce(address: SocketAddr, bytes: usize) -> (TcpStream, String) {
-        let mut client = TcpStream::connect(address).unwrap();
         let head = format!(
             "POST /v1/jobs HTTP/1.1\r\nhost: here\r\nexpect: 100-continue\r\ncontent-length: {bytes}\r\n\r\n"
         );
-        client.write_all(head.as_bytes()).unwrap();
+        let mut client = sending(address, &head);
         let told = status(&mut client);
         (client, told)
     }
@@ -556,14 +564,6 @@ mod tests {
         assert_eq!(announce(address, 9).1, "HTTP/1.1 401");
     }
 
-    /// A client that asks for the health of the process, in `sent` as far as it does.
-    fn ask(address: SocketAddr, sent: &str) -> TcpStream {
-        let mut client = TcpStream::connect(address).unwrap();
-        client.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-        client.write_all(sent.as_bytes()).unwrap();
-        client
-    }
-
     const HEALTH: &str = "GET /health HTTP/1.1\r\nhost: here\r\n\r\n";
 
     #[tokio::test(flavor = "multi_thread")]
@@ -574,7 +574,7 @@ mod tests {
         };
         let (address, ..) = serving_within(limits, false).await;
         for begun in ["", "G", HEALTH.trim_end(), HEALTH] {
-            let mut client = ask(address, begun);
+            let mut client = sending(address, begun);
             let closed = client.read_to_end(&mut Vec::new());
             assert!(closed.is_ok(), "{begun:?}: {closed:?}");
         }
@@ -585,13 +585,53 @@ mod tests {
         let limits = Limits {
             connections_max: 1,
             head: Duration::from_millis(50),
+            ..LIMITS
         };
         let (address, ..) = serving_within(limits, false).await;
-        let mut silent = ask(address, "");
-        let mut next = ask(address, HEALTH);
+        let mut silent = sending(address, "");
+        let mut next = sending(address, HEALTH);
         assert_eq!(status(&mut next), "HTTP/1.1 503", "no service runs");
         silent.set_nonblocking(true).unwrap();
         assert_eq!(silent.read(&mut [0]).unwrap(), 0, "it was closed before");
+    }
+
+    /// A client that brings more jobs than its end of a connection holds answers to, and has read no more of these than the
+    /// status.
+    fn bring_many(address: SocketAddr) -> TcpStream {
+        let body = "{}\n".repeat(LINES_MAX);
+        let (mut client, told) = announce(address, body.len());
+        assert_eq!(told, "HTTP/1.1 100");
+        client.write_all(body.as_bytes()).unwrap();
+        let mut answered = [0; " Continue\r\n\r\nHTTP/1.1 400".len()];
+        client.read_exact(&mut answered).unwrap();
+        assert!(answered.ends_with(b" 400"), "none of them is a job");
+        client
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn answers_have_their_room_until_they_are_read() {
+        let limits = Limits {
+            head: Duration::from_secs(1),
+            ..LIMITS
+        };
+        let (address, bodies, ..) = serving_within(limits, false).await;
+        let whole = bodies.room.left().kib;
+        let mut client = bring_many(address);
+        assert!(bodies.room.left().kib < whole);
+        client.read_to_end(&mut Vec::new()).unwrap();
+        is_left(&bodies, whole).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_client_that_does_not_read_its_answers_does_not_keep_their_room() {
+        let limits = Limits {
+            answer: Duration::from_millis(50),
+            ..LIMITS
+        };
+        let (address, bodies, ..) = serving_within(limits, false).await;
+        let whole = bodies.room.left().kib;
+        let _client = bring_many(address);
+        is_left(&bodies, whole).await;
     }
 
     /// Waits until room for so many KiB is left, for ten seconds.

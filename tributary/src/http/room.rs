@@ -2,9 +2,14 @@
 
 use std::{
     collections::BTreeMap,
+    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
 };
 
+use axum::body::{Body, HttpBody};
+use bytes::Bytes;
+use hyper::body::{Frame, SizeHint};
 use schemas::Tenant;
 
 /// How much of it.
@@ -129,6 +134,34 @@ impl Part {
         drop(taken);
         self.amount = self.amount.and(more);
         Ok(())
+    }
+
+    /// `answers`, which have this part until they are sent.
+    pub(super) fn until_sent(self, answers: Body) -> Body {
+        Body::new(Answers { answers, _part: self })
+    }
+}
+
+struct Answers {
+    answers: Body,
+    _part: Part,
+}
+
+impl HttpBody for Answers {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.answers).poll_frame(context)
+    }
+
+    // That they are at their end is not said beforehand: they are dropped then, though the connection has yet to send them.
+
+    fn size_hint(&self) -> SizeHint {
+        self.answers.size_hint()
     }
 }
 
