@@ -8,6 +8,7 @@ use ::topics::{
 };
 use async_trait::async_trait;
 use schemas::{AdmittedJobs, Outcomes, Policies, Priority, Record as _, Route, Tenant, TopicName};
+use tokio::time::{Instant, sleep_until};
 
 use super::{
     Mutation, pools, slots,
@@ -195,6 +196,8 @@ struct GatedReader {
     owned: BTreeMap<Partition, Assignment>,
     /// Read, and not delivered yet.
     event: Option<Event>,
+    /// When it has come.
+    comes_at: Instant,
 }
 
 impl GatedReader {
@@ -204,6 +207,7 @@ impl GatedReader {
             inner: Some(inner),
             owned: BTreeMap::new(),
             event: None,
+            comes_at: Instant::now(),
         }
     }
 
@@ -230,7 +234,10 @@ impl GatedReader {
         tokio::select! {
             biased;
             () = instance.until(|life| life != Life::Runs) => self.expire(),
-            event = inner.next() => self.event = Some(event?),
+            event = inner.next() => {
+                self.event = Some(event?);
+                self.comes_at = Instant::now() + self.topics.world.fetch_time();
+            }
         }
         Ok(())
     }
@@ -247,6 +254,7 @@ impl Reader for GatedReader {
                     let (partition, first) = (chunk.partition.clone(), chunk.records[0].offset);
                     let end = first + chunk.records.len() as i64;
                     let what = format!("reads {partition} {first}..{end}");
+                    sleep_until(self.comes_at).await;
                     self.topics
                         .gate(&what, Fault::TO_A_READ, async { Ok(()) })
                         .await?;

@@ -22,6 +22,9 @@ const LATE_BY_MAX_MS: u64 = 60_000;
 const OTHERS_FIRST_MAX: u8 = 5;
 /// A run has at most this many faults.
 const FAULTS_MAX: usize = 16;
+/// A fetch of records takes less than this, a choice for each run: they come at once, while a stage is at other steps, or when
+/// it has nothing left to do.
+const FETCH_MS_MAX: [u64; 3] = [1, 500, 2_000];
 /// What was spent and what waits is known to every ingest after this long: it looks more often, and a look takes no time.
 const KNOWN_AFTER: Duration = Duration::from_millis(300);
 /// The chances of a fault at a step, in a thousand: calm schedules reach deep, wild ones reach the odd corners.
@@ -106,6 +109,7 @@ pub(super) struct World {
     pub(super) mutation: Option<Mutation>,
     /// Whether processors append and commit as one; otherwise first the one and then the other.
     pub(super) transactional: bool,
+    fetch_ms_max: u64,
     spared: BTreeSet<u64>,
     began: Instant,
     state: Mutex<State>,
@@ -138,10 +142,17 @@ impl World {
             chance: CHANCES[random.usize(0..CHANCES.len())],
             mutation: plan.mutation,
             transactional: random.bool(),
+            fetch_ms_max: FETCH_MS_MAX[random.usize(0..FETCH_MS_MAX.len())],
             spared: plan.spared.iter().copied().collect(),
             began: Instant::now(),
             state: Mutex::default(),
         }
+    }
+
+    /// How long the log takes to answer a fetch: mostly long enough that whoever waits for it does other things first.
+    pub(super) fn fetch_time(&self) -> Duration {
+        let mut random = fastrand::Rng::with_seed(self.seed.rotate_left(34) ^ self.state().steps);
+        Duration::from_millis(random.u64(0..self.fetch_ms_max))
     }
 
     /// A choice that is the same in every run of this seed.
