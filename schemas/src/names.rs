@@ -71,12 +71,12 @@ macro_rules! name {
 pub(crate) use name;
 
 name!(
-    /// Whose job it is. The alphabet is narrow on purpose: a tenant is part of topic names and of directory names
-    /// `tenant=<t>`, which Polars and pyarrow would read as a number were `007` allowed.
+    /// Whose job it is. What is allowed is narrow on purpose: a tenant is part of topic names and of directory names
+    /// `tenant=<t>`, which Polars and pyarrow would read as a number were `007` allowed, and DuckDB as nobody were `null`.
     Tenant,
     "tenant",
-    is_slug,
-    "match [a-z][a-z0-9-]{0,62}"
+    is_tenant,
+    "match [a-z][a-z0-9-]{0,62} and be no word for a value, such as `null` or `true`"
 );
 
 name!(
@@ -201,6 +201,13 @@ fn is_slug(name: &str) -> bool {
             .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
 }
 
+/// What readers of a lake take for null, a boolean, a number or a date, some only where they see no other tenant.
+const VALUES: [&str; 7] = ["null", "true", "false", "nan", "inf", "infinity", "epoch"];
+
+fn is_tenant(name: &str) -> bool {
+    is_slug(name) && !VALUES.contains(&name)
+}
+
 fn is_model_name(name: &str) -> bool {
     let alphanumeric = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     name.len() <= NAME_BYTES_MAX
@@ -217,7 +224,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_tenant_cannot_be_a_path_a_number_or_a_look_alike() {
+    fn a_tenant_cannot_be_a_path_a_value_or_a_look_alike() {
         let long = "a".repeat(64);
         for name in [
             "",
@@ -235,11 +242,14 @@ mod tests {
             "-acme",
             "tenant=a",
             "acme\n",
+            "null",
+            "true",
+            "inf",
             long.as_str(),
         ] {
             assert!(Tenant::new(name).is_err(), "`{name}` was taken for a tenant");
         }
-        for name in ["a", "acme", "acme-2", &"a".repeat(63)] {
+        for name in ["a", "acme", "acme-2", "null-island", &"a".repeat(63)] {
             assert!(Tenant::new(name).is_ok(), "`{name}` was refused");
         }
     }
@@ -249,7 +259,7 @@ mod tests {
         let refused = Tenant::new("Acme\n").unwrap_err();
         assert_eq!(
             refused.to_string(),
-            r"tenant `Acme\n` is not a valid name: it must match [a-z][a-z0-9-]{0,62}"
+            r"tenant `Acme\n` is not a valid name: it must match [a-z][a-z0-9-]{0,62} and be no word for a value, such as `null` or `true`"
         );
     }
 
