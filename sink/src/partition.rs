@@ -43,7 +43,7 @@ enum Phase {
     /// Records are being encoded into the range. It comes back.
     Encoding {
         held_bytes: usize,
-        redoing: bool,
+        fixed_end: Option<i64>,
         rest: Place,
     },
     /// The range is being written. Its intent comes back.
@@ -141,19 +141,20 @@ impl PartitionState {
     pub(crate) fn forceable_bytes(&self) -> usize {
         match &self.phase {
             Phase::Open { range, .. } if range.fixed_end().is_none() => self.held_bytes(),
-            Phase::Encoding { redoing: false, .. } => self.held_bytes(),
+            Phase::Encoding { fixed_end: None, .. } => self.held_bytes(),
             _ => 0,
         }
     }
 
-    /// Whether a range of the lake is to be done again: then the records up to its end must come, however short memory is.
-    pub(crate) fn is_redoing(&self) -> bool {
-        match &self.phase {
-            Phase::Unplaced | Phase::Locating => false,
-            Phase::Open { range, .. } => range.fixed_end().is_some(),
-            Phase::Encoding { redoing, .. } => *redoing,
-            Phase::Sealing { rest, .. } => !rest.redo.is_empty(),
-        }
+    /// Whether records are yet to come of a range that is to be done again: they must, however short memory is. What is behind
+    /// them may wait, and so may those of the next range while one is written.
+    pub(crate) fn must_read(&self) -> bool {
+        let end = match &self.phase {
+            Phase::Unplaced | Phase::Locating | Phase::Sealing { .. } => None,
+            Phase::Open { range, .. } => range.fixed_end(),
+            Phase::Encoding { fixed_end, .. } => *fixed_end,
+        };
+        end.is_some_and(|end| self.waiting.back().is_none_or(|last| last.offset + 1 < end))
     }
 
     /// Where to look up its place from, where that is to be done and a record tells. The place comes back.
@@ -259,15 +260,16 @@ impl PartitionState {
             records.extend(self.waiting.pop_front());
         }
         self.waiting_bytes -= bytes;
-        let (held_bytes, redoing) = (range.held_bytes() + bytes, range.fixed_end().is_some());
+        let (held_bytes, fixed_end) = (range.held_bytes() + bytes, range.fixed_end());
         self.phase = match work {
             Work::Encode => Phase::Encoding {
                 held_bytes,
-                redoing,
+                fixed_end,
                 rest,
             },
             Work::Seal => {
                 self.since = (!self.waiting.is_empty()).then_some(now);
+                let redoing = fixed_end.is_some();
                 Phase::Sealing { redoing, rest }
             }
         };
@@ -461,12 +463,32 @@ mod tests {
         state.push(chunk(3..9), now);
         let mut redone = Vec::new();
         while let Some(Work::Seal) = state.due_work(LIMITS, now, true) {
-            assert_eq!(state.is_redoing(), redone.len() < 2);
             let (start, again, step) = seal(&mut state, now);
             redone.push((start, again, offsets(&step).unwrap()));
             state.sealed(&intent(start, offsets(&step).unwrap().1 + 1));
         }
         assert_eq!(redone, [(0, true, (3, 3)), (4, true, (4, 5)), (6, false, (6, 8))]);
+    }
+
+    #[test]
+    fn a_range_that_is_redone_lacks_no_records_that_are_behind_it_or_already_there() {
+        let now = Instant::now();
+        let mut state = partition(vec![intent(0, 4), intent(4, 6)], 6, 0..3, now);
+        assert!(state.must_read());
+        let step = state.take(Work::Encode, LIMITS, now).unwrap();
+        assert!(state.must_read(), "also while some are encoded");
+        state.push(chunk(3..5), now);
+        assert!(!state.must_read());
+        state.encoded(step.range);
+        assert!(!state.must_read(), "it may wait long for its turn to be written");
+        seal(&mut state, now);
+        assert!(!state.must_read());
+        state.sealed(&intent(0, 4));
+        assert!(state.must_read());
+        state.push(chunk(5..6), now);
+        seal(&mut state, now);
+        state.sealed(&intent(4, 6));
+        assert!(!state.must_read(), "a new range may end anywhere");
     }
 
     #[test]

@@ -436,7 +436,7 @@ impl Run<'_> {
         self.short = bytes >= most || self.short && bytes > most / 2;
         let (mut pause, mut resume) = (Vec::new(), Vec::new());
         for (partition, state) in &mut self.partitions {
-            let wanted = self.short && !state.is_redoing();
+            let wanted = self.short && !state.must_read();
             if state.paused != wanted {
                 state.paused = wanted;
                 if wanted { &mut pause } else { &mut resume }.push(partition.clone());
