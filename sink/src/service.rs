@@ -502,7 +502,10 @@ mod tests {
     use topics::{Chunk, Record, TopicRef};
 
     use super::*;
-    use crate::faults;
+    use crate::{
+        faults,
+        range::{Carried, Marks},
+    };
 
     const ASSIGNMENT: Assignment = Assignment(2);
 
@@ -545,6 +548,23 @@ mod tests {
         fail(&mut run, ASSIGNMENT).await.unwrap_err();
         run.handle(Event::Revoked(partitions.clone())).unwrap();
         assert_eq!(fail(&mut run, ASSIGNMENT).await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_range_that_was_passed_over_is_committed() {
+        let (service, partitions) = service(0..1).await;
+        let mut run = service.begin().await.unwrap();
+        run.handle(assigned(&partitions)).unwrap();
+        run.spawn(Task::Locate, partitions[0].clone(), ASSIGNMENT, async {
+            Ok(What::Located(Position {
+                whole_until: Some(9),
+                redo: Default::default(),
+                start: 12,
+                carried: Carried::Marks(Marks::default()),
+            }))
+        });
+        let finished = run.tasks.join_next().await.unwrap();
+        assert_eq!(run.take_in(finished).unwrap(), Some((partitions[0].clone(), 9)));
     }
 
     #[tokio::test]
