@@ -284,6 +284,7 @@ impl PartitionState {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
+    use proptest::prelude::*;
     use schemas::{Outcomes, Tenant, TopicId, TopicName};
     use topics::{Partition, TopicRef};
 
@@ -496,5 +497,50 @@ mod tests {
         let now = Instant::now();
         assert_eq!(partition(vec![intent(0, 4)], 4, 0..3, now).forceable_bytes(), 0);
         assert!(partition(Vec::new(), 0, 0..3, now).forceable_bytes() > 3_000);
+    }
+
+    proptest! {
+        /// The lake has what is before `first + whole`, and ranges from there on are to be done again.
+        #[test]
+        fn each_record_that_the_lake_has_not_is_part_of_one_range_however_they_come(
+            (first, whole) in (0..8_i64, 0..8_i64),
+            redone in prop::collection::vec(1..6_i64, 0..3),
+            chunks in prop::collection::vec((1..6_i64, any::<bool>()), 5..15),
+            placed_at in 0..4_usize,
+        ) {
+            let now = Instant::now();
+            let (mut end, mut next, mut began, mut reached) = (first + whole, first, first + whole, first + whole);
+            let redo = redone.iter().map(|length| {
+                end += length;
+                intent(end - length, end)
+            });
+            let redo = redo.collect();
+            let carried = Carried::Marks(Marks::default());
+            let mut place = Some(Place { redo, start: end, carried });
+            let mut state = PartitionState::new(source(), Assignment(1));
+            for (number, (records, forced)) in chunks.into_iter().enumerate() {
+                state.push(chunk(next..next + records), now);
+                next += records;
+                if let Some(place) = place.take_if(|_| number == placed_at) {
+                    state.place(place);
+                }
+                while let Some(work) = state.due_work(LIMITS, now, forced) {
+                    let Step { mut range, records, .. } = state.take(work, LIMITS, now).unwrap();
+                    prop_assert_eq!(range.start(), began);
+                    for record in &records {
+                        prop_assert_eq!(record.offset, reached);
+                        reached += 1;
+                    }
+                    if work == Work::Encode {
+                        range.add(&source(), records).unwrap();
+                        state.encoded(range);
+                        continue;
+                    }
+                    prop_assert!(range.fixed_end().map_or(reached > began, |end| reached == end));
+                    state.sealed(&intent(began, reached));
+                    began = reached;
+                }
+            }
+        }
     }
 }
