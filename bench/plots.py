@@ -1,8 +1,8 @@
-"""The plots that bench/README.md shows, as SVG beside it."""
+"""Plots for people who would rather see than read, beside the numbers in `.cache/bench`."""
 
 import matplotlib
 from matplotlib.figure import Figure
-from places import ROOT
+from places import CACHE
 
 # Text stays text, and the same numbers give the same file.
 matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "tributary"})
@@ -37,4 +37,5 @@ def shares(name, series, unit):
 
 
 def save(figure, name):
-    figure.savefig(ROOT / f"bench/{name}.svg", metadata={"Date": None})
+    CACHE.mkdir(parents=True, exist_ok=True)
+    figure.savefig(CACHE / f"{name}.svg", metadata={"Date": None})
