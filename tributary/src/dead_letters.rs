@@ -47,7 +47,7 @@ pub(crate) async fn run(config: &Config, command: &DeadLettersCommand) -> anyhow
     };
     match command {
         DeadLettersCommand::List { json } => {
-            let letters = look(&topics, &names.dead_letters(), Wanted::None).await?;
+            let letters = look(&topics, &names.dead_letters(), Wanted::These(BTreeSet::new())).await?;
             list(&letters, *json)
         }
         DeadLettersCommand::Show { offset, raw } => {
@@ -95,7 +95,6 @@ fn told(offsets: &[i64], topic: &TopicName) -> String {
 
 /// Which letters are kept whole, bytes and all.
 enum Wanted {
-    None,
     These(BTreeSet<i64>),
     All,
 }
@@ -103,7 +102,6 @@ enum Wanted {
 impl Wanted {
     fn has(&self, offset: i64) -> bool {
         match self {
-            Self::None => false,
             Self::These(offsets) => offsets.contains(&offset),
             Self::All => true,
         }
@@ -187,7 +185,6 @@ impl Letters {
     /// The offsets of those that are wanted: of all, those that were not replayed.
     fn chosen(&self) -> Vec<i64> {
         match &self.wanted {
-            Wanted::None => Vec::new(),
             Wanted::These(offsets) => offsets.iter().copied().collect(),
             Wanted::All => self.waiting().collect(),
         }
@@ -410,7 +407,7 @@ mod tests {
             assert_eq!(bytes, [1, 2, 3]);
             letters
         };
-        let listed = read(Wanted::None);
+        let listed = read(Wanted::These(BTreeSet::new()));
         assert!(listed.whole.is_empty() && listed.chosen().is_empty());
         assert_eq!(listed.waiting().collect::<Vec<_>>(), [1, 2]);
         let one = read(Wanted::These([1].into()));
